@@ -1,0 +1,266 @@
+"""What flows between stages and what a model promises. Plain data: numpy and the standard library only.
+
+Everything that crosses a process is one of the frozen dataclasses here or in `graphs/stage.py`. The gateway imports
+this module, so it must not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+
+TICKS_PER_SECOND = 90_000
+"""The media clock: `pts` counts ticks of 1/90000 s, so that 16, 24, 25 and 30 fps are whole numbers."""
+
+
+class BadRequest(ValueError):
+    """The caller asked for something that can't be done; the message says what would be right."""
+
+
+class Unavailable(RuntimeError):
+    """It can't be done now (no room, a worker is gone); trying again may help."""
+
+
+class Corrupt(RuntimeError):
+    """Stored or computed state can't be trusted; the session that owns it ends."""
+
+
+class Kind(StrEnum):
+    """What a port carries. The shape is that of `Chunk.data` for T frames."""
+
+    FRAMES = "frames"  # uint8 [T, H, W, 3], RGB
+    DEPTH = "depth"  # float32 [T, H, W]
+    POINTS = "points"  # float32 [T, H, W, 3], world coordinates
+    CAMERA = "camera"  # float32 [T, 9]: translation 3, quaternion xyzw 4, fov h and w
+    CONFIDENCE = "confidence"  # float32 [T, H, W]
+    TEXT = "text"  # int64 [T], token ids
+    CONDITION = "condition"  # model-defined
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named, typed end of an edge."""
+
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What flows on an edge: T consecutive frames (or values) of one port.
+
+    data: array as its port's `Kind` says, or an opaque reference to one (the runner passes references on unread).
+    seq: number of this chunk on its port, from 0, without gaps; stamped by the stage.
+    pts: media time of the first frame, ticks of 1/90000 s. frame_ticks: ticks from one frame to the next.
+    first_frame: number of the first frame on this port since the stream began. frames: T.
+    epoch: the session's epoch when it was made. revision: the newest control in force for it (0: none).
+    """
+
+    port: str
+    data: Any
+    pts: int
+    frame_ticks: int
+    frames: int
+    first_frame: int = 0
+    seq: int = -1
+    epoch: int = 0
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class Control:
+    """A change of course, applied at a chunk boundary.
+
+    revision: the client's number, rising. kind: one of the model's `Description.controls` ("prompt", "pause", ...).
+    value: the text, number or mapping the kind asks for. embedding: the prompt's, float32 [text_len, dim], put in by
+    the service for models that name a prompt encoder.
+    """
+
+    revision: int
+    kind: str
+    value: Any = None
+    embedding: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model says of itself before any session is opened, for given parameters.
+
+    inputs, outputs: typed ports; a model without inputs is a source. controls: kinds of `Control` it takes.
+    chunk_frames: frames it emits a step in steady state. first_frames: in the first step. max_chunks: the most chunks
+    one step may emit on a port (room is reserved for them). latency_frames: inputs needed before the first output.
+    fps: frames a second of media time. frame_shape: (H, W) of its frames, if it makes any.
+    retained_bytes: what one session keeps between steps. peak_bytes: the most it needs during one.
+    """
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    chunk_frames: int
+    fps: float
+    controls: tuple[str, ...] = ()
+    first_frames: int | None = None
+    max_chunks: int = 1
+    latency_frames: int = 0
+    frame_shape: tuple[int, int] | None = None
+    retained_bytes: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A State on its way to another place. meta: small, JSON-able. tensors: CPU arrays by name, raw bytes kept.
+
+    kind: "exact" (restore is bit-equal) or "recache" (restored from sources; counts exact, pixels not).
+    """
+
+    meta: Mapping[str, Any]
+    tensors: Mapping[str, np.ndarray]
+    kind: str = "exact"
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for array in self.tensors.values())
+
+
+class State(Protocol):
+    """Everything one session owns at one stage. An argument of the model, never an attribute of it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held between steps (caches, histories, pending inputs)."""
+
+    def snapshot(self) -> Snapshot:
+        """A copy that `StreamModel.restore` turns into an equal State, physical slot order included."""
+
+
+class StreamModel(ABC):
+    """Weights shared by every session of an actor, and pure functions over their States.
+
+    A class from outside the tree is a stage if it subclasses this (see docs/your_model.md). `Params` is a frozen
+    dataclass whose fields are the parameters a session may give; `parse_params` checks them.
+    """
+
+    Params: type
+
+    @abstractmethod
+    def describe(self, params: Any) -> Description:
+        """Ports, sizes and bytes for these `Params`."""
+
+    @abstractmethod
+    def open(self, params: Any, seed: int) -> Any:
+        """A fresh State. Raises BadRequest for values that can't work together."""
+
+    @abstractmethod
+    def step(self, states: Sequence[Any]) -> list[list[Chunk]]:
+        """One step for each of several sessions at once; 0..max_chunks chunks a port for each."""
+
+    @abstractmethod
+    def restore(self, params: Any, snapshot: Snapshot) -> Any:
+        """The State that `snapshot` was taken of. Raises Corrupt if it does not fit."""
+
+    def push(self, state: Any, chunk: Chunk) -> None:
+        """Takes an input chunk into the State. Sources take none."""
+        raise BadRequest(f"{type(self).__name__} takes no input, got a chunk on port {chunk.port!r}")
+
+    def control(self, state: Any, control: Control) -> None:
+        """Applies a control before the next step. Raises BadRequest for a kind or value it does not take."""
+        raise BadRequest(f"{type(self).__name__} takes no control, got {control.kind!r}")
+
+    def ready(self, state: Any) -> bool:
+        """Whether `step` can run now. Depends only on what was pushed, never on when it arrived."""
+        return True
+
+    def batch_key(self, state: Any) -> Any:
+        """States with equal keys may share a step; None means this state is stepped alone."""
+        return None
+
+    def finish(self, state: Any) -> list[Chunk]:
+        """What is left when the input has ended (an upscaler's flush). Sources have nothing left."""
+        return []
+
+
+class PromptEncoder(Protocol):
+    """Turns prompts into the embeddings a model attends to. Stateless, shared by all sessions."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [B, text_len, dim]. Raises BadRequest for an empty text."""
+
+
+_CASTS: Mapping[type, tuple[type, ...]] = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}
+
+
+def parse_params(cls: type, values: Mapping[str, Any]) -> Any:
+    """`cls(**values)` with each name and type checked against the dataclass's fields.
+
+    Raises BadRequest naming the unknown, missing or mistyped field and the ones there are. Integral floats are taken
+    for int fields, since JSON and protobuf carry one number type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise BadRequest(f"unknown parameter {unknown[0]!r}; there are {', '.join(sorted(fields)) or 'none'}")
+    parsed = {name: _coerce(name, hints[name], value) for name, value in values.items()}
+    missing = [n for n, f in fields.items() if n not in parsed and _required(f)]
+    if missing:
+        raise BadRequest(f"parameter {missing[0]!r} is missing")
+    return cls(**parsed)
+
+
+def _required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _coerce(name: str, hint: Any, value: Any) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in (o for o in options if o is not type(None)):
+        if option not in _CASTS:
+            return value  # containers are checked by the dataclass's own __post_init__
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, _CASTS[option]) and (option is bool or not isinstance(value, bool)):
+            return option(value)
+    wanted = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    raise BadRequest(f"parameter {name!r} must be {wanted}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ParamInfo:
+    """One parameter of a model, for `ListModels`."""
+
+    name: str
+    type: str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model of the service, for `ListModels`."""
+
+    name: str
+    stage: str
+    description: Description
+    params: tuple[ParamInfo, ...] = field(default=())
+
+
+def param_infos(cls: type) -> tuple[ParamInfo, ...]:
+    """The fields of a Params class as a user sees them."""
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        ParamInfo(
+            f.name,
+            getattr(hints[f.name], "__name__", str(hints[f.name])),
+            None if _required(f) else repr(f.default),
+        )
+        for f in dataclasses.fields(cls)
+    )
