@@ -48,7 +48,11 @@ class StepFailed(Corrupt):
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """Opens a session's State at one stage. embedding: the prompt's [text_len, dim], where the model has an encoder."""
+    """Opens a session's State at one stage.
+
+    embedding: the first prompt's [text_len, dim], where the model has an encoder; the stage gives it to the model
+    as `Control(0, "prompt", params["prompt"], embedding)` right after `open`.
+    """
 
     session: str
     epoch: Epoch

@@ -156,7 +156,11 @@ class StreamModel(ABC):
 
     @abstractmethod
     def open(self, params: Any, seed: int) -> Any:
-        """A fresh State. Raises BadRequest for values that can't work together."""
+        """A fresh State. Raises BadRequest for values that can't work together.
+
+        Where the service encodes prompts for this model, the first prompt follows at once as a `Control` of
+        revision 0 and kind "prompt", with its embedding.
+        """
 
     @abstractmethod
     def step(self, states: Sequence[Any]) -> list[list[Chunk]]:

@@ -1,0 +1,206 @@
+"""The KV cache of one session: named, one pool of pages over all its layers, committed by cursor.
+
+A cache holds keys and values of every layer in one pool, `k` and `v` [rows, slots, heads, head_dim]. Layers own pages
+of it, so they may hold different numbers of slots, and their shares may move from one layer to another. A slot is a
+position in a layer; what lies in one slot may belong to different tokens in different heads (policies that keep rows
+per head). `rows` is the leading axis that shares the slot table: guidance pairs, draft candidates, or the places of a
+frame where attention runs over time (Ca2-VDM). How each of the nine methods maps onto this: docs/caches.md.
+
+Life of a call: `begin` (the policy plans, rows move, nothing else) → for each layer `write`, `keys`/`values` →
+`commit`. Between begin and commit the cursor stands still; `rollback` undoes a call that only appended, and after
+one that moved or overwrote committed rows every later call raises `CachePoisoned`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from riverrun.kernels.policies import Plan, PlannedPolicy
+
+KeyForm = Literal["raw", "normed", "rotated"]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Shape of a cache. keys: what a stored key is; the caller owns positions and rotates as this says.
+
+    page: slots in a page; a planned policy gives each layer one run of pages, so its reads are views.
+    """
+
+    name: str
+    layers: int
+    heads: int
+    head_dim: int
+    keys: KeyForm
+    page: int
+    rows: int = 1
+
+
+class CachePoisoned(RuntimeError):
+    """A call that had moved or overwritten committed rows failed; only a restored snapshot can go on."""
+
+
+class KVCache:
+    """Keys and values of one session in `spec.layers` layers, bounded by `policy`.
+
+    State: the pool, the page table, `lengths` (slots filled, per layer) and `cursor` (slots ever committed).
+    """
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        policy: PlannedPolicy,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.spec, self.policy = spec, policy
+        pages = -(-policy.capacity // spec.page)  # a layer, rounded up
+        self.table = [list(range(layer * pages, (layer + 1) * pages)) for layer in range(spec.layers)]
+        shape = (spec.rows, spec.layers * pages * spec.page, spec.heads, spec.head_dim)
+        # zeros, not empty: a sink that is not yet filled is attended to as zeros (longlive.md §15.3)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = [0] * spec.layers
+        self.cursor = 0
+        self._plan: Plan | None = None
+
+    # -- one call ---------------------------------------------------------------------------------------------------
+
+    def begin(self, start: int, new: int, rewrite_sink: bool = False) -> Plan:
+        """Plans `new` rows at stream position `start`, and moves rows if the plan evicts. Not yet committed."""
+        if self._plan is not None:
+            raise CachePoisoned(f"cache {self.spec.name!r}: a call failed before its commit")
+        plan = self.policy.plan(self.cursor, self.lengths[0], start, new, rewrite_sink)
+        self._plan = plan
+        if plan.evict:
+            for layer in range(self.spec.layers):
+                self._evict(layer, plan.keep, plan.evict)
+        return plan
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Stores the call's new rows, k and v [rows, new, heads, head_dim], where the plan says."""
+        plan = self._planned()
+        self._put(layer, plan.write, k[:, plan.skip :], v[:, plan.skip :])
+
+    def keys(self, layer: int) -> Tensor:
+        """What the call's queries see: [rows, n, heads, head_dim]; a view where the slots lie together."""
+        return self._visible(self.k, layer)
+
+    def values(self, layer: int) -> Tensor:
+        """As `keys`, for the values."""
+        return self._visible(self.v, layer)
+
+    def commit(self) -> None:
+        """Ends the call: its rows count from now on."""
+        plan = self._planned()
+        self.cursor, self.lengths = plan.cursor, [plan.length] * self.spec.layers
+        self._plan = None
+
+    def rollback(self) -> None:
+        """Forgets a call that failed. One that only appended leaves no trace; any other poisons the cache."""
+        plan = self._plan
+        if plan is not None and not plan.evict and plan.write >= self.lengths[0]:
+            self._plan = None
+
+    def truncate(self, cursor: int) -> None:
+        """Takes back the newest rows down to `cursor` (a draft that was not accepted). Nothing may be evicted yet."""
+        dropped = self.cursor - cursor
+        if not 0 <= dropped <= min(self.lengths):
+            raise ValueError(f"can truncate to {self.cursor - min(self.lengths)}..{self.cursor}, got {cursor}")
+        self.cursor, self.lengths = cursor, [length - dropped for length in self.lengths]
+
+    def keep(self, layer: int, slots: Tensor) -> None:
+        """Content policies: of `layer`, head h keeps `slots[h]`, [heads, n] ascending, packed to the front."""
+        index = slots.t()[None, :, :, None].expand(self.spec.rows, -1, -1, self.spec.head_dim)  # (rows, n, H, D)
+        stop = self.lengths[layer]
+        kept = [self._slots(pool, layer, 0, stop).gather(1, index) for pool in (self.k, self.v)]
+        self._put(layer, 0, *kept)
+        self.lengths[layer] = slots.shape[1]
+
+    def clear(self) -> None:
+        """Zeroes keys and values; cursor and lengths stay (longlive.md §7.1)."""
+        self.k.zero_()
+        self.v.zero_()
+
+    # -- size, snapshot -----------------------------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pool, filled or not."""
+        return self.k.nbytes + self.v.nbytes
+
+    @property
+    def fill(self) -> float:
+        """Share of the slots in use, 0..1."""
+        return sum(self.lengths) / (self.spec.layers * self.policy.capacity)
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(meta, tensors): the filled slots of all layers end to end, in physical order."""
+        if self._plan is not None:
+            raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
+        meta = {"spec": asdict(self.spec), "cursor": self.cursor, "lengths": list(self.lengths)}
+        layers = range(self.spec.layers)
+        pools = {"k": self.k, "v": self.v}
+        return meta, {
+            name: torch.cat([self._slots(pool, layer, 0, self.lengths[layer]) for layer in layers], dim=1)
+            for name, pool in pools.items()
+        }
+
+    def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes over a snapshot of a cache of the same spec. Raises ValueError naming both if they differ."""
+        if meta["spec"] != asdict(self.spec):
+            raise ValueError(
+                f"cache {self.spec.name!r}: snapshot is of {meta['spec']}, this one is {asdict(self.spec)}"
+            )
+        self.clear()
+        self.cursor, self.lengths, self._plan = meta["cursor"], list(meta["lengths"]), None
+        parts = zip(*(tensors[name].split(self.lengths, dim=1) for name in ("k", "v")), strict=True)
+        for layer, (k, v) in enumerate(parts):
+            self._put(layer, 0, k.to(self.k), v.to(self.v))
+
+    # -- slots and pages ----------------------------------------------------------------------------------------------
+
+    def _planned(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError(f"cache {self.spec.name!r}: begin() comes first")
+        return self._plan
+
+    def _visible(self, pool: Tensor, layer: int) -> Tensor:
+        parts = [self._slots(pool, layer, start, stop) for start, stop in self._planned().attend]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _slots(self, pool: Tensor, layer: int, start: int, stop: int) -> Tensor:
+        """Slots [start, stop) of a layer, [rows, stop - start, heads, head_dim]: a view if its pages are one run."""
+        base = self._run(layer)
+        if base is None:
+            return pool[:, self._physical(layer, start, stop)]
+        return pool[:, base + start : base + stop]
+
+    def _put(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
+        base, stop = self._run(layer), start + k.shape[1]
+        where = self._physical(layer, start, stop) if base is None else slice(base + start, base + stop)
+        self.k[:, where] = k
+        self.v[:, where] = v
+
+    def _run(self, layer: int) -> int | None:
+        """First physical slot of a layer whose pages follow one another; None if they don't."""
+        pages = self.table[layer]
+        together = all(b == a + 1 for a, b in itertools.pairwise(pages))
+        return pages[0] * self.spec.page if together else None
+
+    def _physical(self, layer: int, start: int, stop: int) -> Tensor:
+        slots = torch.arange(start, stop, device=self.k.device)
+        pages = torch.tensor(self.table[layer], device=self.k.device)
+        return pages[slots // self.spec.page] * self.spec.page + slots % self.spec.page
+
+    def _evict(self, layer: int, keep: int, evict: int) -> None:
+        """Drops slots [keep, keep + evict); later ones move down."""
+        stop = self.lengths[layer]
+        k, v = (self._slots(pool, layer, keep + evict, stop).clone() for pool in (self.k, self.v))
+        self._put(layer, keep, k, v)

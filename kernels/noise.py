@@ -1,0 +1,13 @@
+"""Counter-based randomness: a draw is a function of its name, never of what was drawn before (design §3)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def normal(shape: tuple[int, ...], *, seed: int, stage: int, chunk: int, draw: int) -> Tensor:
+    """float32 standard normal on the host, the same for the same (seed, stage, chunk, draw) on every machine."""
+    bits = np.random.Philox(key=np.array([seed, stage], np.uint64), counter=np.array([0, 0, draw, chunk], np.uint64))
+    return torch.from_numpy(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
