@@ -128,6 +128,10 @@ class KVCache:
         self.k.zero_()
         self.v.zero_()
 
+    def slots(self, part: Literal["k", "v"], layer: int) -> Tensor:
+        """All slots of a layer, filled or not, [rows, capacity, heads, head_dim]; for tests and inspection."""
+        return self._slots(self.k if part == "k" else self.v, layer, 0, self.policy.capacity)
+
     # -- size, snapshot -----------------------------------------------------------------------------------------------
 
     @property

@@ -78,9 +78,15 @@ class BlockSampler:
         return x0
 
     def call(
-        self, streams: Sequence[LatentStream], x: Tensor, t: float, *, at: int | None = None, rewrite_sink: bool = False
+        self,
+        streams: Sequence[LatentStream],
+        x: Tensor,
+        t: float | Tensor,
+        *,
+        at: int | None = None,
+        rewrite_sink: bool = False,
     ) -> Prediction:
-        """One pass of the model on x [B, F, C, H, W] at timestep t, writing the caches.
+        """One pass of the model on x [B, F, C, H, W] at timestep t (one, or [B, F]), writing the caches.
 
         at: stream frame of x's first frame, default where each stream stands. rewrite_sink: see `Full`, `SinkWindow`.
         """
@@ -96,7 +102,7 @@ class BlockSampler:
             self.rope,
             rewrite_sink,
         )
-        times = torch.full(x.shape[:2], t, device=x.device)  # (B, F)
+        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[:2])  # (B, F)
         with memory:
             text = batch_text([stream.text for stream in streams])
             flow = self.model(x.transpose(1, 2), times, memory, text).transpose(1, 2)
