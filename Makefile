@@ -24,12 +24,13 @@ venv: $(STAMP)  ## .venv with riverrun (editable) and its development tools
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "riverrun needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "riverrun needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo 'Installing riverrun and its tools into $(VENV): some minutes the first time.'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if ! nvidia-smi -L >/dev/null 2>&1 && ! $(BIN)/python -m pip show -q torch 2>/dev/null; then \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH_WITHOUT_GPU)' \
 	  || echo "$(TORCH_WITHOUT_GPU) can't be had here; taking the range in pyproject.toml"; fi
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: venv  ## a prompt becomes a video in out/, and changes half-way

@@ -98,7 +98,7 @@ def test_contracts_need_no_torch() -> None:
 def test_every_import_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     declared = [Requirement(text) for text in PROJECT["project"]["dependencies"] + extras["gpu"] + extras["viz"]]
-    names = {canonicalize_name(requirement.name) for requirement in declared}
+    names: set[str] = {canonicalize_name(requirement.name) for requirement in declared}
     names |= {"triton"}  # comes with a CUDA build of torch
     shared = {"google": {"protobuf", "googleapis-common-protos"}}  # one namespace, several distributions
     providers = packages_distributions()
@@ -108,7 +108,7 @@ def test_every_import_is_declared() -> None:
             top = name.split(".")[0]
             if top in sys.stdlib_module_names or top in ("riverrun", "__future__"):
                 continue
-            makers = shared.get(top) or {canonicalize_name(maker) for maker in providers.get(top, [top])}
+            makers: set[str] = shared.get(top) or {canonicalize_name(maker) for maker in providers.get(top, [top])}
             if not names & makers:
                 missing.add(f"{path.relative_to(ROOT)}: {top}")
     dev_only = {name for name in missing if name.startswith("bench/") and name.endswith((": psutil",))}
