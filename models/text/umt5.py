@@ -78,6 +78,11 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path)
 
 
+def zero_padding(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The encoder's output [B, T, dim] with zeros where the mask [B, T] is 0."""
+    return hidden * mask.to(hidden.device, hidden.dtype)[..., None]
+
+
 class UMT5PromptEncoder:
     """Prompts -> the rows a Wan model attends to. Stateless, shared by all sessions (`base.PromptEncoder`).
 
@@ -124,4 +129,4 @@ class UMT5PromptEncoder:
         """ids, mask [B, T] as `tokenize` gives them -> float32 [B, T, dim], zero where the mask is."""
         device = self.encoder.device
         hidden = self.encoder(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state
-        return (hidden * mask.to(device)[..., None]).float()
+        return zero_padding(hidden, mask).float()

@@ -1,0 +1,53 @@
+"""Every fixture under tests/fixtures, and under the folders in RIVERRUN_FIXTURES, against our own models.
+
+Cases lie at <folder>/<method>/<name>.json. What is replayed how is looked up by the JSON's `method` and `kind`;
+everything else is read from the case, so that folders never seen before replay too. Several folders are separated
+as in PATH.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from parity import longlive, wan
+from parity.cases import Case
+
+REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {**longlive.REPLAYS, **wan.REPLAYS}
+METHODS = {method for method, _ in REPLAYS}
+DATA = {"weights", "stream_images"}  # kinds that only hold tensors for other cases
+OWN = Path(__file__).parents[1] / "fixtures"
+
+
+def found() -> Iterator[pytest.param]:
+    others = [Path(folder) for folder in os.environ.get("RIVERRUN_FIXTURES", "").split(os.pathsep) if folder]
+    seen: set[str] = set()
+    for folder in [*others, OWN]:
+        for path in sorted(folder.glob("*/*.json")):
+            meta = json.loads(path.read_text())
+            name = f"{meta['method']}/{path.stem}"
+            if meta["kind"] not in DATA and name not in seen:  # the full set holds our copies too
+                seen.add(name)
+                yield pytest.param(path, meta["method"], meta["kind"], id=name)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("path", "method", "kind"), found())
+def test_parity(path: Path, method: str, kind: str) -> None:
+    if method not in METHODS:
+        pytest.skip(f"method not built yet: {method}")
+    replay = REPLAYS.get((method, kind))
+    assert replay is not None, f"no replay for kind {kind!r} of {method}; known: {sorted(REPLAYS)}"
+    with torch.no_grad():
+        replay(Case.read(path))
