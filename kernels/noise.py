@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 
-def normal(shape: tuple[int, ...], *, seed: int, stage: int, chunk: int, draw: int) -> Tensor:
-    """float32 standard normal on the host, the same for the same (seed, stage, chunk, draw) on every machine."""
-    bits = np.random.Philox(key=np.array([seed, stage], np.uint64), counter=np.array([0, 0, draw, chunk], np.uint64))
+def normal(shape: tuple[int, ...], *, seed: int, chunk: int, draw: int) -> Tensor:
+    """float32 standard normal on the host, the same for the same (seed, chunk, draw) wherever it is drawn.
+
+    seed: 64 bits, one for each session and stage.
+    """
+    bits = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=np.array([0, 0, draw, chunk], np.uint64))
     return torch.from_numpy(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))

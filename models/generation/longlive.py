@@ -1,0 +1,341 @@
+"""LongLive 1.x as a stage: an endless video from a prompt that may change at any block (longlive.md).
+
+Paper: arXiv 2509.22622. A block is 3 latent frames: 9 pixel frames the first time, 12 ever after. The window of the
+cache, the clean latents for a prompt switch and the decoder's histories are all a session keeps, however long it runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riverrun.kernels.cache import CacheSpec, KVCache
+from riverrun.kernels.histories import Histories
+from riverrun.kernels.noise import normal
+from riverrun.kernels.policies import SinkWindow
+from riverrun.kernels.shared import SharedCache, content_key
+from riverrun.models.base import (
+    TICKS_PER_SECOND,
+    BadRequest,
+    Chunk,
+    Control,
+    Corrupt,
+    Description,
+    Kind,
+    Port,
+    Snapshot,
+    StreamModel,
+    parse_params,
+)
+from riverrun.models.generation.rollout import BlockSampler, LatentStream
+from riverrun.models.key_forms import dit_keys, vae_keys
+from riverrun.models.snapshot import to_arrays, to_tensors
+from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
+from riverrun.models.wan.schedule import FlowSchedule
+from riverrun.models.wan.stream import RopeForm, TextEntry
+from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
+from riverrun.models.weights import ADAPTER_WRAPPERS, load_strict, merge_lora, read
+
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LongLiveParams:
+    """What a session may ask for.
+
+    prompt: what to show. height, width: pixels, multiples of 16; default the model's own size. sink: keep the first
+    block for ever (without it long streams drift). recache: recompute the window at a prompt switch (without it the
+    old prompt lingers). keep_sink: a recache leaves the first block as it was.
+    """
+
+    prompt: str
+    height: int | None = None
+    width: int | None = None
+    sink: bool = True
+    recache: bool = True
+    keep_sink: bool = True
+
+
+@dataclass
+class LongLiveState:
+    """One session: cache, prompt, clean latents, decoder histories and counters; see `snapshot` for what is kept.
+
+    pending: the prompt that takes force at the next block. chunk: blocks made, the counter of the noise.
+    frames: pixel frames emitted. is_broken: a step failed half-way, only a restored snapshot can go on.
+    """
+
+    params: LongLiveParams
+    seed: int
+    stream: LatentStream
+    histories: Histories
+    embedding: Tensor | None = None
+    pending: Control | None = None
+    chunk: int = 0
+    frames: int = 0
+    revision: int = 0
+    is_broken: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        text = self.stream.text.nbytes if self.embedding is not None else 0
+        return self.stream.cache.nbytes + self.histories.nbytes + self.stream.recent.nbytes + text
+
+    def snapshot(self) -> Snapshot:
+        """Exact: cache slots in physical order, clean latents, prompt embedding, histories, counters."""
+        if self.is_broken or self.embedding is None or self.pending is not None:
+            raise Corrupt("a snapshot is taken between steps, of a session that has a prompt and did not fail")
+        cache_meta, cache = self.stream.cache.snapshot()
+        history_meta, histories = self.histories.snapshot()
+        tensors = {"recent": self.stream.recent, "embedding": self.embedding}
+        tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
+        tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
+        arrays, dtypes = to_arrays(tensors)
+        counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
+        meta = {"version": SNAPSHOT_VERSION, "start": self.stream.start, "cache": cache_meta, "dtypes": dtypes}
+        return Snapshot(meta | {"histories": history_meta, "counters": counters}, arrays)
+
+
+@dataclass(frozen=True)
+class LongLiveOptions:
+    """How the model runs, the same for all its sessions; the defaults are the released configuration.
+
+    height, width: default size in pixels; max_pixels bounds what a session may ask for. window, sink: latent frames,
+    the window holding sink and current block too. steps: denoising steps in 1000ths, warped by `shift`.
+    rope: see `RopeForm`. fps: of the media clock.
+    """
+
+    height: int = 480
+    width: int = 832
+    max_pixels: int = 832 * 480
+    block: int = 3
+    window: int = 12
+    sink: int = 3
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    shift: float = 5.0
+    rope: RopeForm = "infinite"
+    fps: int = 16
+
+    def __post_init__(self) -> None:
+        if self.sink > self.block:
+            raise BadRequest(f"sink must be at most a block of {self.block} latent frames, got {self.sink}")
+        if self.window < self.sink + self.block:
+            raise BadRequest(f"window must hold sink and block, {self.sink + self.block} frames, got {self.window}")
+        if self.rope not in get_args(RopeForm):
+            raise BadRequest(f"rope must be one of {', '.join(get_args(RopeForm))}, got {self.rope!r}")
+
+
+class LongLive(StreamModel):
+    """Weights of generator and decoder; every session's state is an argument."""
+
+    Params = LongLiveParams
+
+    def __init__(
+        self,
+        weights: str,
+        vae: str,
+        *,
+        lora: str | None = None,
+        lora_alpha: float | None = None,
+        weights_config: str | None = None,
+        vae_config: str | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        """weights, vae, lora: a path or a hub name, any form `models/weights.py` reads. *_config: JSON with the
+        sizes, default the released 1.3 B model's. device: default CUDA where there is one. options: LongLiveOptions.
+        """
+        self.options = parse_params(LongLiveOptions, _tuples(options))
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        with torch.device("meta"):
+            self.model = WanModel(dit_config(weights_config)).eval()
+            self.vae = WanVAE(vae_sizes(vae_config)).eval()
+            self._meta_vae = WanVAE(self.vae.config).to(self.dtype)
+        tensors = dit_keys(read(weights))
+        if lora is not None:
+            tensors = merge_lora(tensors, read(lora, wrappers=ADAPTER_WRAPPERS), alpha=lora_alpha)
+        self._load(self.model, tensors)
+        self._load(self.vae, vae_keys(read(vae)))
+        schedule = FlowSchedule.shifted(self.options.shift)
+        timesteps = schedule.warp(self.options.steps)
+        self.sampler = BlockSampler(self.model, schedule.to(self.device), timesteps, self.options.rope)
+        self._texts = SharedCache()
+
+    def _load(self, module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+        load_strict(module, {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()})
+        module.requires_grad_(False)
+
+    # -- sessions ---------------------------------------------------------------------------------------------------------
+
+    def describe(self, params: LongLiveParams) -> Description:
+        options = self.options
+        height, width = self._size(params)
+        step = self.vae.config.temporal_factor
+        return Description(
+            inputs=(),
+            outputs=(Port("frames", Kind.FRAMES),),
+            chunk_frames=options.block * step,
+            first_frames=(options.block - 1) * step + 1,
+            fps=options.fps,
+            controls=("prompt",),
+            frame_shape=(height, width),
+            retained_bytes=self._session_bytes(height, width),
+        )
+
+    def open(self, params: LongLiveParams, seed: int) -> LongLiveState:
+        height, width = self._size(params)
+        latent = (self.model.config.in_dim, *(side // self.vae.config.spatial_factor for side in (height, width)))
+        cache = self._cache(latent[1:], self.options.sink if params.sink else 0, self.device)
+        recent = torch.zeros((0, *latent), dtype=self.dtype, device=self.device)
+        nothing = TextEntry(torch.empty(0), torch.empty(0))
+        stream = LatentStream(cache, nothing, recent, keep_sink=params.keep_sink)
+        return LongLiveState(params, seed, stream, Histories())
+
+    def control(self, state: LongLiveState, control: Control) -> None:
+        if control.kind != "prompt":
+            raise BadRequest(f"LongLive takes prompts, got a control of kind {control.kind!r}")
+        rows, width = self.model.config.text_len, self.model.config.text_dim
+        found = None if control.embedding is None else control.embedding.shape
+        if found is None or len(found) != 2 or found[0] > rows or found[1] != width:
+            raise BadRequest(f"the prompt's embedding must be [at most {rows}, {width}], got {found}")
+        state.pending = control
+
+    def ready(self, state: LongLiveState) -> bool:
+        return state.embedding is not None or state.pending is not None
+
+    def batch_key(self, state: LongLiveState) -> Any:
+        return state.stream.recent.shape[1:]  # sessions of one size share a step
+
+    @torch.no_grad()
+    def step(self, states: Sequence[LongLiveState]) -> list[list[Chunk]]:
+        """One block each, in one batch: prompt switches first, then denoising, then each session's decoder."""
+        if broken := [state for state in states if state.is_broken]:
+            raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
+        for state in states:
+            state.is_broken = True  # until the step is through: it rewrites what was committed
+        for state in states:
+            self._switch(state)
+        latents = self.sampler.block([state.stream for state in states], lambda index: self._noise(states, index))
+        chunks = [[self._emit(state, block)] for state, block in zip(states, latents, strict=True)]
+        for state in states:
+            state.is_broken = False
+        return chunks
+
+    def restore(self, params: LongLiveParams, snapshot: Snapshot) -> LongLiveState:
+        meta = snapshot.meta
+        if meta.get("version") != SNAPSHOT_VERSION:
+            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
+        tensors = to_tensors(snapshot.tensors, meta["dtypes"], self.device)
+        state = self.open(params, meta["counters"]["seed"])
+        try:
+            state.stream.cache.restore(meta["cache"], _below(tensors, "cache/"))
+            state.histories = Histories.restore(meta["histories"], _below(tensors, "histories/"))
+        except ValueError as error:
+            raise Corrupt(f"the snapshot does not fit: {error}") from error
+        state.stream.recent, state.stream.start = tensors["recent"], meta["start"]
+        state.embedding = tensors["embedding"]
+        state.stream.text = self._text(state.embedding)
+        for name, value in meta["counters"].items():
+            setattr(state, name, value)
+        return state
+
+    # -- parts of a step --------------------------------------------------------------------------------------------------
+
+    def _switch(self, state: LongLiveState) -> None:
+        control, state.pending = state.pending, None
+        if control is None:
+            return
+        state.embedding = torch.from_numpy(np.array(control.embedding)).to(self.device, self.dtype)
+        state.revision = control.revision
+        self.sampler.switch(state.stream, self._text(state.embedding), recache=state.params.recache)
+
+    def _text(self, embedding: Tensor) -> TextEntry:
+        key = content_key(embedding.float().cpu().numpy())
+        build = lambda: TextEntry(*self.model.text_keys_values(self.model.embed_text(embedding[None])))  # noqa: E731
+        return self._texts.get(key, build)
+
+    def _noise(self, states: Sequence[LongLiveState], draw: int) -> Tensor:
+        drawn = [
+            normal((self.options.block, *s.stream.recent.shape[1:]), seed=s.seed, chunk=s.chunk, draw=draw)
+            for s in states
+        ]
+        return torch.stack(drawn).to(self.device, self.dtype)  # (B, F, C, h, w)
+
+    def _emit(self, state: LongLiveState, latents: Tensor) -> Chunk:
+        pixels = self.vae.decode(latents[None], state.histories)[0]  # (T, 3, H, W) in [-1, 1]
+        frames = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # (T, H, W, 3)
+        ticks = TICKS_PER_SECOND // self.options.fps
+        chunk = Chunk(
+            port="frames",
+            data=frames,
+            pts=state.frames * ticks,
+            frame_ticks=ticks,
+            frames=len(frames),
+            first_frame=state.frames,
+            revision=state.revision,
+        )
+        state.chunk += 1
+        state.frames += len(frames)
+        return chunk
+
+    # -- sizes ------------------------------------------------------------------------------------------------------------
+
+    def _size(self, params: LongLiveParams) -> tuple[int, int]:
+        options, multiple = self.options, self.vae.config.spatial_factor * self.model.config.patch_size[1]
+        height, width = params.height or options.height, params.width or options.width
+        if height < multiple or width < multiple or height % multiple or width % multiple:
+            raise BadRequest(f"height and width must be multiples of {multiple}, got {height} x {width}")
+        if height * width > options.max_pixels:
+            raise BadRequest(f"at most {options.max_pixels} pixels a frame here, got {height} x {width}")
+        return height, width
+
+    def _cache(self, latent_size: tuple[int, ...], sink: int, device: torch.device) -> KVCache:
+        config = self.model.config
+        tokens = config.tokens_per_frame(*latent_size)
+        keys = "normed" if self.options.rope == "infinite" else "rotated"
+        spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, keys, page=tokens)  # type: ignore[arg-type]
+        return KVCache(spec, SinkWindow(self.options.window * tokens, sink * tokens), self.dtype, device)
+
+    def _session_bytes(self, height: int, width: int) -> int:
+        """Bytes of a State after its second block, from shapes alone (nothing is allocated)."""
+        config, meta = self.model.config, torch.device("meta")
+        latent = (height // self.vae.config.spatial_factor, width // self.vae.config.spatial_factor)
+        histories = Histories()
+        for _ in range(2):
+            block = torch.empty((1, self.options.block, config.in_dim, *latent), dtype=self.dtype, device=meta)
+            self._meta_vae.decode(block, histories)
+        values = 2 * config.num_layers * config.text_len * config.dim  # the text's keys and values
+        values += self.options.window * config.in_dim * latent[0] * latent[1]  # clean latents
+        cache = self._cache(latent, self.options.sink, meta)
+        return cache.nbytes + histories.nbytes + values * self.dtype.itemsize
+
+
+def dit_config(path: str | None) -> WanConfig:
+    """Sizes of the transformer from a JSON file, or the released ones."""
+    return WAN_1_3B if path is None else WanConfig(**_sizes(path))
+
+
+def vae_sizes(path: str | None) -> VAEConfig:
+    """Sizes of the VAE from a JSON file, or the released ones."""
+    return WAN21_VAE if path is None else VAEConfig(**_sizes(path))
+
+
+def _sizes(path: str) -> dict[str, Any]:
+    return _tuples(json.loads(Path(path).read_text()))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON and YAML have lists where frozen dataclasses have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

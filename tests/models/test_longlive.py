@@ -1,0 +1,215 @@
+"""LongLive as a stage, on tiny random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.generation.longlive import LongLive, LongLiveParams, LongLiveState
+from riverrun.models.wan.dit import WanConfig, WanModel
+from riverrun.models.wan.vae import VAEConfig, WanVAE
+
+DIT = WanConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=2, in_dim=4, out_dim=4, freq_dim=16, text_dim=8, text_len=5)
+VAE = VAEConfig(
+    dim=3,
+    z_dim=4,
+    dim_mult=(1, 2, 2, 2),
+    num_res_blocks=1,
+    temporal_downsample=(False, True, True),
+    mean=(0.0,) * 4,
+    std=(1.0,) * 4,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(WanModel(DIT).state_dict(), folder / "dit.safetensors")
+    save_file(WanVAE(VAE).state_dict(), folder / "vae.safetensors")
+    (folder / "dit.json").write_text(json.dumps(dataclasses.asdict(DIT)))
+    (folder / "vae.json").write_text(json.dumps(dataclasses.asdict(VAE)))
+    return folder
+
+
+def load(folder: Path, **options: object) -> LongLive:
+    files = {name: str(folder / file) for name, file in FILES.items()}
+    return LongLive(**files, **({"height": 32, "width": 48} | options))  # type: ignore[arg-type]
+
+
+FILES = {
+    "weights": "dit.safetensors",
+    "vae": "vae.safetensors",
+    "weights_config": "dit.json",
+    "vae_config": "vae.json",
+}
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LongLive:
+    torch.set_num_threads(1)
+    return load(folder)
+
+
+def prompt(number: int, revision: int = 0) -> Control:
+    embedding = np.random.default_rng(number).standard_normal((DIT.text_len, DIT.text_dim), dtype=np.float32)
+    return Control(revision, "prompt", f"prompt {number}", embedding)
+
+
+def start(model: LongLive, number: int = 1, seed: int = 5, **params: object) -> LongLiveState:
+    state = model.open(LongLiveParams("x", **params), seed)  # type: ignore[arg-type]
+    assert not model.ready(state)
+    model.control(state, prompt(number))
+    assert model.ready(state)
+    return state
+
+
+def run(model: LongLive, state: LongLiveState, steps: int) -> list[np.ndarray]:
+    return [model.step([state])[0][0].data for _ in range(steps)]
+
+
+def test_counts_and_clock(model: LongLive) -> None:
+    state = start(model)
+    chunks = [model.step([state])[0][0] for _ in range(3)]
+    assert [chunk.frames for chunk in chunks] == [9, 12, 12]
+    assert [chunk.first_frame for chunk in chunks] == [0, 9, 21]
+    assert [chunk.pts for chunk in chunks] == [0, 9 * 5625, 21 * 5625]
+    assert chunks[1].data.shape == (12, 32, 48, 3)
+    assert chunks[1].data.dtype == np.uint8
+    description = model.describe(state.params)
+    assert (description.first_frames, description.chunk_frames, description.frame_shape) == (9, 12, (32, 48))
+
+
+def test_memory_is_flat_and_as_described(model: LongLive) -> None:
+    state = start(model)
+    run(model, state, 5)
+    held = state.nbytes
+    run(model, state, 12)
+    assert state.nbytes == held == model.describe(state.params).retained_bytes
+
+
+def test_restored_stream_is_bit_equal_over_a_full_window(model: LongLive) -> None:
+    state = start(model)
+    run(model, state, 5)
+    snapshot = state.snapshot()
+    meta = json.loads(json.dumps(snapshot.meta))  # what a store does to it
+    twin = model.restore(state.params, Snapshot(meta, snapshot.tensors))
+    for poisoned in snapshot.tensors.values():
+        poisoned.fill(99)  # the restored state must own its memory
+    model.control(state, prompt(2, 1))
+    model.control(twin, prompt(2, 1))
+    for a, b in zip(run(model, state, 6), run(model, twin, 6), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_snapshot_of_another_size_is_corrupt(model: LongLive) -> None:
+    state = start(model)
+    run(model, state, 1)
+    other = dataclasses.replace(state.params, height=48)
+    with pytest.raises(Corrupt, match="does not fit"):
+        model.restore(other, state.snapshot())
+
+
+def test_a_batch_equals_single_sessions(model: LongLive) -> None:
+    """Different prompts, seeds, positions and cache fills in one step (officially batch > 1 fails)."""
+    alone = [start(model, number, seed) for number, seed in ((1, 5), (2, 6), (3, 7))]
+    together = [start(model, number, seed) for number, seed in ((1, 5), (2, 6), (3, 7))]
+    for ahead, (a, b) in enumerate(zip(alone, together, strict=True)):
+        run(model, a, 3 * ahead)
+        run(model, b, 3 * ahead)
+    model.control(alone[2], prompt(4, 1))
+    model.control(together[2], prompt(4, 1))
+    expected = [run(model, state, 1)[0] for state in alone]
+    for want, chunks in zip(expected, model.step(together), strict=True):
+        assert np.abs(want.astype(int) - chunks[0].data).max() <= 1  # one level of 255: rounding
+    for a, b in zip(alone, together, strict=True):
+        torch.testing.assert_close(a.stream.recent, b.stream.recent, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("recache", [True, False])
+def test_prompt_switch(model: LongLive, recache: bool) -> None:
+    state, same = start(model, recache=recache), start(model, recache=recache)
+    run(model, state, 5)
+    run(model, same, 5)
+    before = state.stream.cache.slots("v", 1).clone()
+    model.control(state, prompt(2, revision=3))
+    chunk, other = model.step([state])[0][0], model.step([same])[0][0]
+    assert (chunk.revision, other.revision) == (3, 0)
+    assert not np.array_equal(chunk.data, other.data)
+    # 12 frames of 6 tokens; sink 3, and after the step past frames lie in 3..9
+    kept = torch.equal(before[:, 36:72], state.stream.cache.slots("v", 1)[:, 18:54])
+    assert kept != recache
+
+
+def test_equal_prompts_share_their_keys(model: LongLive) -> None:
+    a, b, c = start(model, 1), start(model, 1), start(model, 2)
+    for state in (a, b, c):
+        run(model, state, 1)
+    assert a.stream.text is b.stream.text
+    assert a.stream.text is not c.stream.text
+
+
+def test_without_a_sink_the_first_block_goes(model: LongLive) -> None:
+    with_sink, without = start(model), start(model, sink=False)
+    sinks = []
+    for state in (with_sink, without):
+        run(model, state, 1)
+        first = state.stream.cache.slots("k", 0)[:, :18].clone()
+        run(model, state, 5)
+        sinks.append(torch.equal(first, state.stream.cache.slots("k", 0)[:, :18]))
+    assert sinks == [True, False]
+
+
+def test_a_failed_step_poisons_its_session_only(model: LongLive, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, neighbour = start(model), start(model, 2)
+    run(model, state, 5)
+    run(model, neighbour, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.vae, "decode", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.step([state])
+    with pytest.raises(Corrupt, match="restore a snapshot"):
+        model.step([state])
+    run(model, neighbour, 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"height": 40}, "multiples of 16, got 40 x 48"),
+        ({"height": 0, "width": -16}, "multiples of 16"),
+        ({"height": 1600, "width": 1600}, "at most 399360 pixels"),
+    ],
+)
+def test_wrong_sizes(model: LongLive, params: dict, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        model.open(LongLiveParams("x", **params), 0)
+
+
+def test_wrong_controls(model: LongLive) -> None:
+    state = start(model)
+    with pytest.raises(BadRequest, match="takes prompts, got a control of kind 'camera'"):
+        model.control(state, Control(1, "camera", 1.0))
+    with pytest.raises(BadRequest, match=r"must be \[at most 5, 8\], got \(5, 9\)"):
+        model.control(state, Control(1, "prompt", "x", np.zeros((5, 9), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sink": 4}, "sink must be at most a block of 3 latent frames, got 4"),
+        ({"window": 5}, "window must hold sink and block, 6 frames, got 5"),
+        ({"rope": "relative"}, "rope must be one of infinite, standard"),
+        ({"windw": 5}, "unknown parameter 'windw'"),
+    ],
+)
+def test_wrong_options(folder: Path, options: dict, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        load(folder, **options)
