@@ -1,0 +1,132 @@
+"""What a stage actor keeps for one session: its State, its place in the steps, and the replies it may repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from riverrun.graphs.stage import BadRequest, Epoch, OpenRequest, StaleEpoch, StepReply, StepRequest
+from riverrun.models.base import Chunk, Control, Description, StreamModel
+
+
+@dataclass(eq=False)
+class StepJob:
+    """One step request on its way through the batch loop. mark: where the State stood before it, if it can say."""
+
+    session: StageSession
+    request: StepRequest
+    arrived: float
+    future: Future = field(default_factory=Future)
+    mark: Any = None
+    rejected: tuple[tuple[int, str], ...] = ()
+    revision: int = 0
+
+
+@dataclass(eq=False)
+class StageSession:
+    """One session at one stage.
+
+    reserved: bytes set aside for it. next_seq: the step due next. kept: replies the runner has not acked, by step.
+    job: the step in hand, if any. chunks, frames: emitted so far, by port. gone: it was closed or has failed, and is
+    freed as soon as no step is using its State.
+    """
+
+    request: OpenRequest
+    epoch: Epoch
+    description: Description
+    state: Any
+    reserved: int
+    next_seq: int = 0
+    kept: dict[int, StepReply] = field(default_factory=dict)
+    job: StepJob | None = None
+    chunks: dict[str, int] = field(default_factory=dict)
+    frames: dict[str, int] = field(default_factory=dict)
+    revision: int = 0
+    held: int = 0
+    flushed: bool = False
+    gone: bool = False
+
+    @property
+    def undoable(self) -> bool:
+        """Whether the State can go back to before a step (it has `mark` and `rewind`); only such share steps."""
+        return hasattr(self.state, "rewind")
+
+    def fence(self, epoch: Epoch) -> None:
+        """Takes `epoch` if it is the one in force or a newer one. Raises StaleEpoch."""
+        if epoch.number < self.epoch.number or (epoch.number == self.epoch.number and epoch != self.epoch):
+            raise StaleEpoch(f"session {self.request.session}: epoch {epoch.number} is over, {self.epoch.number} is on")
+        self.epoch = epoch
+
+    def due(self, request: StepRequest) -> StepReply | None:
+        """The kept reply if `request` repeats a step, None if it is the next one. Raises BadRequest for any other."""
+        for seq in [seq for seq in self.kept if seq <= request.acked]:
+            del self.kept[seq]
+        kept = self.kept.get(request.seq)
+        if kept is None and request.seq != self.next_seq:
+            why = "was acked and is forgotten" if request.seq < self.next_seq else "is too early"
+            raise BadRequest(f"step {request.seq} {why}: step {self.next_seq} is due")
+        return kept
+
+    def take(self, model: StreamModel, job: StepJob) -> None:
+        """Pushes the inputs of `job` and applies its controls; refused controls are noted, not raised."""
+        job.mark = self.state.mark() if self.undoable else None
+        rejected, job.revision = [], self.revision
+        for chunk in job.request.inputs:
+            model.push(self.state, chunk)
+        for control in job.request.controls:
+            refusal = _refusal(model, self.state, control)
+            if refusal:
+                rejected.append((control.revision, refusal))
+            else:
+                job.revision = max(job.revision, control.revision)
+        job.rejected = tuple(rejected)
+
+    def undo(self, job: StepJob) -> bool:
+        """Back to before `job`, if the State can."""
+        if self.undoable and job.mark is not None:
+            self.state.rewind(job.mark)
+            return True
+        return False
+
+    def commit(self, job: StepJob, chunks: Sequence[Chunk], ready: bool, **figures: Any) -> StepReply:
+        """Stamps what step `job` made, counts it, keeps the reply and moves on to the next step."""
+        self.revision = job.revision
+        self.held = int(self.state.nbytes)
+        reply = StepReply(
+            seq=job.request.seq,
+            chunks=tuple(self._stamp(chunk) for chunk in chunks),
+            ready=ready,
+            rejected=job.rejected,
+            held_bytes=self.held,
+            **figures,
+        )
+        self.kept[reply.seq] = reply
+        self.next_seq, self.job = reply.seq + 1, None
+        return reply
+
+    def _stamp(self, chunk: Chunk) -> Chunk:
+        seq, first = self.chunks.get(chunk.port, 0), self.frames.get(chunk.port, 0)
+        self.chunks[chunk.port], self.frames[chunk.port] = seq + 1, first + chunk.frames
+        revision = max(chunk.revision, self.revision)
+        return dataclasses.replace(chunk, seq=seq, first_frame=first, epoch=self.epoch.number, revision=revision)
+
+    def check(self) -> None:
+        """Raises AssertionError where the counts don't add up."""
+        assert all(0 <= seq < self.next_seq for seq in self.kept), (self.kept.keys(), self.next_seq)
+        assert self.job is None or self.job.request.seq == self.next_seq, (self.job, self.next_seq)
+        assert set(self.chunks) == set(self.frames), (self.chunks, self.frames)
+        kept = [chunk for _, reply in sorted(self.kept.items()) for chunk in reply.chunks]
+        for port, count in self.chunks.items():
+            seqs = [chunk.seq for chunk in kept if chunk.port == port]
+            assert seqs == list(range(count - len(seqs), count)), (port, seqs, count)
+
+
+def _refusal(model: StreamModel, state: Any, control: Control) -> str:
+    try:
+        model.control(state, control)
+    except BadRequest as error:
+        return str(error)
+    return ""

@@ -1,0 +1,142 @@
+"""The sessions of one stage actor: who is here, who has ended and why, and whether another one fits."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from riverrun.actors.session import StageSession, StepJob
+from riverrun.graphs.stage import BadRequest, Epoch, OpenRequest, StaleEpoch, UnknownSession
+from riverrun.models.base import Description, Unavailable
+
+_REMEMBERED = 1024
+
+
+class NoRoom(Unavailable):
+    """No place or no bytes for another session; it may come when one ends."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Over all sessions: how many, bytes their States hold, bytes set aside for them."""
+
+    sessions: int
+    held_bytes: int
+    reserved_bytes: int
+
+
+class SessionTable:
+    """Sessions by id, safe for any thread. A session that ends while a step uses its State leaves when that is over.
+
+    Ended sessions are remembered (the last thousand), so that a late or repeated message gets the reason and can't
+    bring them back to life.
+    """
+
+    def __init__(self, max_sessions: int, max_bytes: int | None) -> None:
+        self.max_sessions, self.max_bytes = max_sessions, max_bytes
+        self.lock = threading.RLock()
+        self._sessions: dict[str, StageSession] = {}
+        self._leaving: list[StageSession] = []
+        self._ended: OrderedDict[str, tuple[Epoch, type[Exception], str]] = OrderedDict()
+
+    def add(self, request: OpenRequest, description: Description) -> tuple[StageSession, bool]:
+        """The session of `request` and whether it is new (its State is still to be made). Raises NoRoom, StaleEpoch."""
+        with self.lock:
+            known = self._reopened(request)
+            if known is not None:
+                return known, False
+            reserved = max(description.retained_bytes, description.peak_bytes)
+            self._admit(reserved)
+            session = StageSession(request, request.epoch, description, None, reserved)
+            self._sessions[request.session] = session
+            return session, True
+
+    def find(self, session: str, epoch: Epoch) -> StageSession:
+        """The live session, its epoch checked and raised. Raises UnknownSession, StepFailed, StaleEpoch."""
+        with self.lock:
+            known = self._sessions.get(session)
+            if known is None or known.state is None:
+                _, kind, why = self._ended.get(session, (epoch, UnknownSession, f"no session {session} here"))
+                raise kind(why)
+            known.fence(epoch)
+            return known
+
+    def close(self, session: str, epoch: Epoch) -> None:
+        """Ends a session; an unknown one is no error, but can't be opened with this epoch any more."""
+        with self.lock:
+            known = self._sessions.get(session)
+            if known is None:
+                self._remember(session, epoch, UnknownSession, f"session {session} was closed")
+                return
+            known.fence(epoch)
+            self.end(known, UnknownSession, f"session {session} was closed")
+
+    def end(self, session: StageSession, kind: type[Exception], why: str) -> None:
+        """Takes a session out; a step in hand is answered with `kind(why)`."""
+        with self.lock:
+            if session.gone:
+                return
+            session.gone = True
+            self._sessions.pop(session.request.session, None)
+            self._remember(session.request.session, session.epoch, kind, why)
+            if session.job is None:
+                session.state = None
+            else:
+                self._leaving.append(session)
+                session.job.future.set_exception(kind(why))
+
+    def dropped(self, job: StepJob) -> bool:
+        """Whether the job's session is gone; its State is let go of, since no step uses it now."""
+        with self.lock:
+            if not job.session.gone:
+                return False
+            job.session.state = job.session.job = None
+            self._leaving = [session for session in self._leaving if session is not job.session]
+            return True
+
+    def totals(self) -> Totals:
+        with self.lock:
+            everyone = [*self._sessions.values(), *self._leaving]
+            return Totals(len(everyone), sum(s.held for s in everyone), sum(s.reserved for s in everyone))
+
+    def check(self) -> None:
+        """Raises AssertionError where sessions, jobs and bytes don't add up."""
+        with self.lock:
+            totals = self.totals()
+            assert totals.sessions <= self.max_sessions, totals
+            assert self.max_bytes is None or totals.reserved_bytes <= self.max_bytes, totals
+            assert all(not session.gone for session in self._sessions.values())
+            assert all(session.gone and session.job for session in self._leaving)
+            for session in self._sessions.values():
+                session.check()
+
+    def _reopened(self, request: OpenRequest) -> StageSession | None:
+        """The session, if `request` repeats its open."""
+        ended = self._ended.get(request.session)
+        if ended is not None and request.epoch.number <= ended[0].number:
+            raise StaleEpoch(f"session {request.session} has ended: {ended[2]}")
+        known = self._sessions.get(request.session)
+        if known is None:
+            return None
+        known.fence(request.epoch)
+        if known.state is None or known.next_seq or known.job:
+            raise BadRequest(f"session {request.session} is open already; attach to it")
+        return known
+
+    def _admit(self, wanted: int) -> None:
+        totals = self.totals()
+        if totals.sessions >= self.max_sessions:
+            raise NoRoom(f"all {self.max_sessions} places are taken; one must end first")
+        if self.max_bytes is None:
+            return
+        free = self.max_bytes - totals.reserved_bytes
+        if wanted > free:
+            hint = "smaller parameters would fit" if wanted > self.max_bytes else "one must end first"
+            room = f"{free / 1e6:.1f} of {self.max_bytes / 1e6:.1f} MB are free"
+            raise NoRoom(f"a session needs {wanted / 1e6:.1f} MB, {room}; {hint}")
+
+    def _remember(self, session: str, epoch: Epoch, kind: type[Exception], why: str) -> None:
+        self._ended[session] = (epoch, kind, why)
+        while len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)

@@ -1,0 +1,288 @@
+"""The stage actor without Ray: several sessions over one set of weights, stepped in batches by one thread.
+
+Any thread may call `open`, `step`, `attach`, `close` and `health`; only `run` (or `run_once`) steps the model. `step`
+blocks its caller until the batch loop has answered. Steps are served in the order they came, and a session has one at
+a time, so that none waits for more than one chunk of each other.
+
+A State that has `mark() -> m` and `rewind(m)` (back to before the step) may share steps with others: when a batch
+fails, its members are rewound and stepped alone, so that the guilty one fails by itself. A State without them is always
+stepped alone, since a failed batch would take it along.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from riverrun.actors.session import StageSession, StepJob
+from riverrun.actors.sessions import SessionTable
+from riverrun.graphs.stage import (
+    AttachReply,
+    BadRequest,
+    Epoch,
+    OpenReply,
+    OpenRequest,
+    StepFailed,
+    StepReply,
+    StepRequest,
+    UnknownSession,
+)
+from riverrun.models.base import Chunk, Control, Description, StreamModel, parse_params
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageHealth:
+    """A stage actor's own account of itself.
+
+    held_bytes: of all States. reserved_bytes: what admission counts with. steps: batches made. running_s: age of the
+    step in hand, 0 without one. p99_ms: of the last steps.
+    """
+
+    incarnation: str
+    sessions: int
+    max_sessions: int
+    held_bytes: int
+    reserved_bytes: int
+    steps: int
+    running_s: float
+    p99_ms: float
+    pid: int = 0
+    node: str = ""
+
+
+class StageWorker:
+    """Sessions of one model. max_bytes: budget for their States (None: no limit). incarnation: who this actor is."""
+
+    def __init__(
+        self,
+        model: StreamModel,
+        incarnation: str,
+        max_sessions: int,
+        max_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model, self.incarnation = model, incarnation
+        self._clock = clock
+        self._table = SessionTable(max_sessions, max_bytes)
+        self._arrivals: queue.Queue[StepJob | None] = queue.Queue()
+        self._ready: deque[StepJob] = deque()
+        self._compute_ms: deque[float] = deque(maxlen=256)
+        self._figures = threading.Lock()
+        self._steps, self._started = 0, 0.0
+
+    # ---- any thread ----
+
+    def describe(self, values: dict[str, Any]) -> Description:
+        """What the model says of itself for these parameters. Raises BadRequest."""
+        return self.model.describe(parse_params(self.model.Params, values))
+
+    def open(self, request: OpenRequest) -> OpenReply:
+        """Opens a State. A repeat returns the same. Raises BadRequest, NoRoom, StaleEpoch."""
+        params = parse_params(self.model.Params, request.params)
+        session, new = self._table.add(request, self.model.describe(params))
+        if new:
+            try:
+                session.state = self._open_state(request, params)
+            except BaseException:
+                self._table.end(session, UnknownSession, f"session {request.session} did not open")
+                raise
+        return OpenReply(session.description, self.incarnation)
+
+    def step(self, request: StepRequest) -> StepReply:
+        """Blocks until step `request.seq` is made. Raises UnknownSession, StaleEpoch, BadRequest, StepFailed."""
+        with self._table.lock:
+            session = self._table.find(request.session, request.epoch)
+            kept = session.due(request)
+            if kept is not None:
+                return kept
+            if session.job is None:
+                session.job = StepJob(session, request, self._clock())
+                self._arrivals.put(session.job)
+            future = session.job.future
+        return future.result()
+
+    def attach(self, session: str, epoch: Epoch) -> AttachReply:
+        """Raises the session's epoch and says where it stands."""
+        with self._table.lock:
+            known = self._table.find(session, epoch)
+            return AttachReply(known.next_seq, tuple(known.kept[seq] for seq in sorted(known.kept)))
+
+    def close(self, session: str, epoch: Epoch) -> None:
+        """Frees the State, at once or when the step using it is over. Closing an unknown session is no error."""
+        self._table.close(session, epoch)
+
+    def health(self) -> StageHealth:
+        """Answers while a step runs."""
+        totals = self._table.totals()
+        with self._figures:
+            return StageHealth(
+                incarnation=self.incarnation,
+                sessions=totals.sessions,
+                max_sessions=self._table.max_sessions,
+                held_bytes=totals.held_bytes,
+                reserved_bytes=totals.reserved_bytes,
+                steps=self._steps,
+                running_s=self._clock() - self._started if self._started else 0.0,
+                p99_ms=float(np.percentile(self._compute_ms, 99)) if self._compute_ms else 0.0,
+            )
+
+    def stop(self) -> None:
+        """Makes `run` return after the batch in hand."""
+        self._arrivals.put(None)
+
+    def check(self) -> None:
+        """Raises AssertionError where sessions, jobs and bytes don't add up."""
+        self._table.check()
+
+    # ---- the one compute thread ----
+
+    def run(self) -> None:
+        """The batch loop, until `stop`."""
+        while self.run_once(block=True) is not None:
+            pass
+
+    def run_once(self, block: bool = False) -> int | None:
+        """Takes in what has arrived and makes one batch step; how many sessions shared it. None after `stop`."""
+        if not self._collect(block):
+            return None
+        batch = self._pick()
+        if batch:
+            self._step(batch)
+        return len(batch)
+
+    def _collect(self, block: bool) -> bool:
+        wait = block and not self._ready
+        while True:
+            try:
+                job = self._arrivals.get(block=wait)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._prepare(job)
+            wait = False
+
+    def _prepare(self, job: StepJob) -> None:
+        """Validates and pushes before anything is batched: a bad input fails its own request only."""
+        session = job.session
+        if self._table.dropped(job):
+            return
+        try:
+            session.take(self.model, job)
+            if job.request.finish:
+                self._flush(job)
+            elif self.model.ready(session.state):
+                self._ready.append(job)
+            else:
+                self._commit(job, [], self._clock(), 1)
+        except BadRequest as error:
+            self._refuse(job, error)
+        except Exception as error:  # noqa: BLE001 - whatever the model raises ends this session, not the actor
+            self._fail(job, error)
+
+    def _pick(self) -> list[StepJob]:
+        """The oldest ready step and those that may share it."""
+        waiting = [job for job in self._ready if not self._table.dropped(job)]
+        key = self._key(waiting[0]) if waiting else None
+        batch = waiting[:1] + [job for job in waiting[1:] if key is not None and self._key(job) == key]
+        self._ready = deque(job for job in waiting if job not in batch)
+        return batch
+
+    def _key(self, job: StepJob) -> object:
+        return self.model.batch_key(job.session.state) if job.session.undoable else None
+
+    def _step(self, batch: list[StepJob]) -> None:
+        began = self._clock()
+        try:
+            made = self._call([job.session for job in batch])
+        except Exception as error:  # noqa: BLE001 - the model's failure belongs to its sessions, the loop goes on
+            log.warning("a step of %d session(s) failed: %s: %s", len(batch), type(error).__name__, error)
+            for job in batch:
+                self._again(job, error)
+            return
+        for job, chunks in zip(batch, made, strict=True):
+            self._commit(job, chunks, began, len(batch))
+
+    def _again(self, job: StepJob, error: Exception) -> None:
+        """After a failed batch: the second and last try of one member, by itself."""
+        if self._table.dropped(job):
+            return
+        began = self._clock()
+        try:
+            if not job.session.undo(job):
+                raise error
+            job.session.take(self.model, job)
+            self._commit(job, self._call([job.session])[0], began, 1)
+        except Exception as again:  # noqa: BLE001 - as in `_step`
+            self._fail(job, again)
+
+    def _flush(self, job: StepJob) -> None:
+        """Steps while there is input left, then what the model gives at the end; once."""
+        session, began, chunks = job.session, self._clock(), list[Chunk]()
+        if not session.flushed:
+            while session.description.inputs and self.model.ready(session.state):
+                chunks += self._call([session])[0]
+            chunks += self.model.finish(session.state)
+        session.flushed = True
+        self._commit(job, chunks, began, 1)
+
+    def _call(self, sessions: Sequence[StageSession]) -> list[list[Chunk]]:
+        """One step of the model, timed."""
+        self._started = began = self._clock()
+        try:
+            made = self.model.step([session.state for session in sessions])
+        finally:
+            self._started = 0.0
+        if len(made) != len(sessions):
+            raise RuntimeError(f"{type(self.model).__name__}.step returned {len(made)} results for {len(sessions)}")
+        with self._figures:
+            self._steps += 1
+            self._compute_ms.append((self._clock() - began) * 1000)
+        return made
+
+    # ---- answers ----
+
+    def _commit(self, job: StepJob, chunks: Sequence[Chunk], began: float, batched: int) -> None:
+        session = job.session
+        took, wait = (self._clock() - began) * 1000, (began - job.arrived) * 1000
+        try:
+            ready = not session.flushed and self.model.ready(session.state)
+            with self._table.lock:
+                if not self._table.dropped(job):
+                    reply = session.commit(job, chunks, ready, compute_ms=took, wait_ms=wait, batched=batched)
+                    job.future.set_result(reply)
+        except Exception as error:  # noqa: BLE001 - a model that hands out nonsense ends its session, not the loop
+            self._fail(job, error)
+
+    def _refuse(self, job: StepJob, error: BadRequest) -> None:
+        """Refuses a request and leaves the session as it was, where its State can go back; else the session ends."""
+        if not job.session.undo(job) and len(job.request.inputs) > 1:
+            return self._fail(job, error)
+        with self._table.lock:
+            if not self._table.dropped(job):
+                job.session.job = None
+                job.future.set_exception(error)
+
+    def _fail(self, job: StepJob, error: Exception) -> None:
+        what = f"session {job.session.request.session}, step {job.request.seq}: {type(error).__name__}: {error}"
+        log.error("%s; the session ends", what, exc_info=error)
+        with self._table.lock:
+            self._table.end(job.session, StepFailed, what)
+            self._table.dropped(job)
+
+    def _open_state(self, request: OpenRequest, params: Any) -> Any:
+        state = self.model.open(params, request.seed)
+        if request.embedding is not None:  # the first prompt reaches the model the way every later one does
+            prompt = request.params.get("prompt")
+            self.model.control(state, Control(revision=0, kind="prompt", value=prompt, embedding=request.embedding))
+        return state
