@@ -6,13 +6,14 @@ position in a layer; what lies in one slot may belong to different tokens in dif
 per head). `rows` is the leading axis that shares the slot table: guidance pairs, draft candidates, or the places of a
 frame where attention runs over time (Ca2-VDM). How each of the nine methods maps onto this: docs/caches.md.
 
-Life of a call: `begin` (the policy plans, rows move, nothing else) → for each layer `write`, `keys`/`values` →
-`commit`. Between begin and commit the cursor stands still; `rollback` undoes a call that only appended, and after
+Life of a call: `begin` (the policy plans, rows move, nothing else) → for each layer `write`, perhaps `keep`, then
+`keys` and `values` → `commit`. Between begin and commit the cursor stands still; `rollback` undoes a call that only appended, and after
 one that moved or overwrote committed rows every later call raises `CachePoisoned`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -68,25 +69,40 @@ class KVCache:
         self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * spec.layers
         self.cursor = 0
-        self._plan: Plan | None = None
+        self._plans: list[Plan] = []  # of the call under way, one a layer
 
-    # -- one call ---------------------------------------------------------------------------------------------------
+    # -- one call --------------------------------------------------------------------------------------------
 
     def begin(self, start: int, new: int, rewrite_sink: bool = False) -> Plan:
-        """Plans `new` rows at stream position `start`, and moves rows if the plan evicts. Not yet committed."""
-        if self._plan is not None:
+        """Plans `new` rows at stream position `start`, and moves rows if the plan evicts. Not yet committed.
+
+        Returns the first layer's plan; layers of equal length have equal plans.
+        """
+        if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r}: a call failed before its commit")
-        plan = self.policy.plan(self.cursor, self.lengths[0], start, new, rewrite_sink)
-        self._plan = plan
-        if plan.evict:
-            for layer in range(self.spec.layers):
+        by_length = {n: self.policy.plan(self.cursor, n, start, new, rewrite_sink) for n in set(self.lengths)}
+        self._plans = [by_length[length] for length in self.lengths]
+        for layer, plan in enumerate(self._plans):
+            if plan.evict:
                 self._evict(layer, plan.keep, plan.evict)
-        return plan
+        return self._plans[0]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Stores the call's new rows, k and v [rows, new, heads, head_dim], where the plan says."""
-        plan = self._planned()
+        plan = self._planned(layer)
         self._put(layer, plan.write, k[:, plan.skip :], v[:, plan.skip :])
+
+    def keep(self, layer: int, slots: Tensor) -> None:
+        """Content policies: after `write`, head h of `layer` keeps `slots[h]`, [heads, n] ascending, packed in front.
+
+        The call's queries see what was kept, and that is what `commit` counts.
+        """
+        plan = self._planned(layer)
+        index = slots.t()[None, :, :, None].expand(self.spec.rows, -1, -1, self.spec.head_dim)  # (rows, n, H, D)
+        k, v = (self._slots(pool, layer, 0, plan.length).gather(1, index) for pool in (self.k, self.v))
+        self._put(layer, 0, k, v)
+        count = slots.shape[1]
+        self._plans[layer] = dataclasses.replace(plan, length=count, attend=((0, count),), write=0)
 
     def keys(self, layer: int) -> Tensor:
         """What the call's queries see: [rows, n, heads, head_dim]; a view where the slots lie together."""
@@ -98,15 +114,13 @@ class KVCache:
 
     def commit(self) -> None:
         """Ends the call: its rows count from now on."""
-        plan = self._planned()
-        self.cursor, self.lengths = plan.cursor, [plan.length] * self.spec.layers
-        self._plan = None
+        self.cursor, self.lengths = self._planned(0).cursor, [plan.length for plan in self._plans]
+        self._plans = []
 
     def rollback(self) -> None:
         """Forgets a call that failed. One that only appended leaves no trace; any other poisons the cache."""
-        plan = self._plan
-        if plan is not None and not plan.evict and plan.write >= self.lengths[0]:
-            self._plan = None
+        if all(not p.evict and p.write >= length for p, length in zip(self._plans, self.lengths, strict=False)):
+            self._plans = []
 
     def truncate(self, cursor: int) -> None:
         """Takes back the newest rows down to `cursor` (a draft that was not accepted). Nothing may be evicted yet."""
@@ -114,14 +128,6 @@ class KVCache:
         if not 0 <= dropped <= min(self.lengths):
             raise ValueError(f"can truncate to {self.cursor - min(self.lengths)}..{self.cursor}, got {cursor}")
         self.cursor, self.lengths = cursor, [length - dropped for length in self.lengths]
-
-    def keep(self, layer: int, slots: Tensor) -> None:
-        """Content policies: of `layer`, head h keeps `slots[h]`, [heads, n] ascending, packed to the front."""
-        index = slots.t()[None, :, :, None].expand(self.spec.rows, -1, -1, self.spec.head_dim)  # (rows, n, H, D)
-        stop = self.lengths[layer]
-        kept = [self._slots(pool, layer, 0, stop).gather(1, index) for pool in (self.k, self.v)]
-        self._put(layer, 0, *kept)
-        self.lengths[layer] = slots.shape[1]
 
     def clear(self) -> None:
         """Zeroes keys and values; cursor and lengths stay (longlive.md §7.1)."""
@@ -132,7 +138,7 @@ class KVCache:
         """All slots of a layer, filled or not, [rows, capacity, heads, head_dim]; for tests and inspection."""
         return self._slots(self.k if part == "k" else self.v, layer, 0, self.policy.capacity)
 
-    # -- size, snapshot -----------------------------------------------------------------------------------------------
+    # -- size, snapshot --------------------------------------------------------------------------------------
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +152,7 @@ class KVCache:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(meta, tensors): the filled slots of all layers end to end, in physical order."""
-        if self._plan is not None:
+        if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
         meta = {"spec": asdict(self.spec), "cursor": self.cursor, "lengths": list(self.lengths)}
         layers = range(self.spec.layers)
@@ -163,20 +169,20 @@ class KVCache:
                 f"cache {self.spec.name!r}: snapshot is of {meta['spec']}, this one is {asdict(self.spec)}"
             )
         self.clear()
-        self.cursor, self.lengths, self._plan = meta["cursor"], list(meta["lengths"]), None
+        self.cursor, self.lengths, self._plans = meta["cursor"], list(meta["lengths"]), []
         parts = zip(*(tensors[name].split(self.lengths, dim=1) for name in ("k", "v")), strict=True)
         for layer, (k, v) in enumerate(parts):
             self._put(layer, 0, k.to(self.k), v.to(self.v))
 
-    # -- slots and pages ----------------------------------------------------------------------------------------------
+    # -- slots and pages -------------------------------------------------------------------------------------
 
-    def _planned(self) -> Plan:
-        if self._plan is None:
+    def _planned(self, layer: int) -> Plan:
+        if not self._plans:
             raise RuntimeError(f"cache {self.spec.name!r}: begin() comes first")
-        return self._plan
+        return self._plans[layer]
 
     def _visible(self, pool: Tensor, layer: int) -> Tensor:
-        parts = [self._slots(pool, layer, start, stop) for start, stop in self._planned().attend]
+        parts = [self._slots(pool, layer, start, stop) for start, stop in self._planned(layer).attend]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _slots(self, pool: Tensor, layer: int, start: int, stop: int) -> Tensor:

@@ -173,7 +173,7 @@ class LongLive(StreamModel):
         load_strict(module, {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()})
         module.requires_grad_(False)
 
-    # -- sessions ---------------------------------------------------------------------------------------------------------
+    # -- sessions --------------------------------------------------------------------------------------------
 
     def describe(self, params: LongLiveParams) -> Description:
         options = self.options
@@ -247,7 +247,7 @@ class LongLive(StreamModel):
             setattr(state, name, value)
         return state
 
-    # -- parts of a step --------------------------------------------------------------------------------------------------
+    # -- parts of a step -------------------------------------------------------------------------------------
 
     def _switch(self, state: LongLiveState) -> None:
         control, state.pending = state.pending, None
@@ -286,7 +286,7 @@ class LongLive(StreamModel):
         state.frames += len(frames)
         return chunk
 
-    # -- sizes ------------------------------------------------------------------------------------------------------------
+    # -- sizes -----------------------------------------------------------------------------------------------
 
     def _size(self, params: LongLiveParams) -> tuple[int, int]:
         options, multiple = self.options, self.vae.config.spatial_factor * self.model.config.patch_size[1]

@@ -9,7 +9,7 @@ B batch, F latent frames, S tokens a frame, T = F*S tokens, H heads, D head dim,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -225,7 +225,7 @@ class WanModel(nn.Module):
 
     def text_keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Cross attention keys and values of all layers, each [L, B, text_len, H, D]; made once a prompt."""
-        pairs = [block.cross_attn.keys_values(context) for block in self.blocks]
+        pairs = [cast(Block, block).cross_attn.keys_values(context) for block in self.blocks]
         k, v = zip(*pairs, strict=True)
         return torch.stack(k), torch.stack(v)
 

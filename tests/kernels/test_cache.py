@@ -86,12 +86,17 @@ def test_a_draft_is_taken_back() -> None:
 
 def test_heads_may_keep_different_rows_and_layers_different_numbers() -> None:
     cache = KVCache(SPEC, Full(16))
-    append(cache, 0, 8)
+    cache.begin(0, 8)
+    for layer in range(2):
+        cache.write(layer, *rows(0, 8, layer))
     cache.keep(1, torch.tensor([[0, 2, 7], [1, 2, 3]]))
-    assert cache.lengths == [8, 3]
-    kept = cache.slots("k", 1)[0, :3, :, 0] - 1000
-    assert kept.tolist() == [[0, 1], [2, 2], [7, 3]]
-    assert positions(cache, 0) == list(range(8))
+    assert cache.keys(1)[0, :, :, 0].tolist() == [[1000, 1001], [1002, 1002], [1007, 1003]]
+    cache.commit()
+    assert (cache.cursor, cache.lengths) == (8, [8, 3])
+    append(cache, 8, 2)
+    assert (cache.cursor, cache.lengths) == (10, [10, 5])
+    assert positions(cache, 0) == list(range(10))
+    assert positions(cache, 1) == [0, 2, 7, 8, 9]  # of head 0
 
 
 def test_a_failed_append_leaves_no_trace() -> None:
