@@ -7,8 +7,8 @@ per head). `rows` is the leading axis that shares the slot table: guidance pairs
 frame where attention runs over time (Ca2-VDM). How each of the nine methods maps onto this: docs/caches.md.
 
 Life of a call: `begin` (the policy plans, rows move, nothing else) → for each layer `write`, perhaps `keep`, then
-`keys` and `values` → `commit`. Between begin and commit the cursor stands still; `rollback` undoes a call that only appended, and after
-one that moved or overwrote committed rows every later call raises `CachePoisoned`.
+`keys` and `values` → `commit`. Between begin and commit the cursor stands still. `rollback` undoes a call that only
+appended; after one that moved or overwrote committed rows every later call raises `CachePoisoned`.
 """
 
 from __future__ import annotations

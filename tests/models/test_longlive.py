@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
-from riverrun.models.generation.longlive import LongLive, LongLiveParams, LongLiveState
+from riverrun.models.generation.longlive import LongLive
+from riverrun.models.generation.longlive_state import LongLiveParams, LongLiveState
 from riverrun.models.wan.dit import WanConfig, WanModel
 from riverrun.models.wan.vae import VAEConfig, WanVAE
 

@@ -1,0 +1,101 @@
+"""What a LongLive session asks for and owns, and how the model runs (longlive.md §2, §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import Tensor
+
+from riverrun.kernels.histories import Histories
+from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.generation.rollout import LatentStream
+from riverrun.models.snapshot import to_arrays
+from riverrun.models.wan.stream import RopeForm
+
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LongLiveParams:
+    """What a session may ask for.
+
+    prompt: what to show. height, width: pixels, multiples of 16; default the model's own size. sink: keep the first
+    block for ever (without it long streams drift). recache: recompute the window at a prompt switch (without it the
+    old prompt lingers). keep_sink: a recache leaves the first block as it was.
+    """
+
+    prompt: str
+    height: int | None = None
+    width: int | None = None
+    sink: bool = True
+    recache: bool = True
+    keep_sink: bool = True
+
+
+@dataclass
+class LongLiveState:
+    """One session: cache, prompt, clean latents, decoder histories and counters; see `snapshot` for what is kept.
+
+    pending: the prompt that takes force at the next block. chunk: blocks made, the counter of the noise.
+    frames: pixel frames emitted. is_broken: a step failed half-way, only a restored snapshot can go on.
+    """
+
+    params: LongLiveParams
+    seed: int
+    stream: LatentStream
+    histories: Histories
+    embedding: Tensor | None = None
+    pending: Control | None = None
+    chunk: int = 0
+    frames: int = 0
+    revision: int = 0
+    is_broken: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        text = self.stream.text.nbytes if self.embedding is not None else 0
+        return self.stream.cache.nbytes + self.histories.nbytes + self.stream.recent.nbytes + text
+
+    def snapshot(self) -> Snapshot:
+        """Exact: cache slots in physical order, clean latents, prompt embedding, histories, counters."""
+        if self.is_broken or self.embedding is None or self.pending is not None:
+            raise Corrupt("a snapshot is taken between steps, of a session that has a prompt and did not fail")
+        cache_meta, cache = self.stream.cache.snapshot()
+        history_meta, histories = self.histories.snapshot()
+        tensors = {"recent": self.stream.recent, "embedding": self.embedding}
+        tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
+        tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
+        arrays, dtypes = to_arrays(tensors)
+        counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
+        meta = {"version": SNAPSHOT_VERSION, "start": self.stream.start, "cache": cache_meta, "dtypes": dtypes}
+        return Snapshot(meta | {"histories": history_meta, "counters": counters}, arrays)
+
+
+@dataclass(frozen=True)
+class LongLiveOptions:
+    """How the model runs, the same for all its sessions; the defaults are the released configuration.
+
+    height, width: default size in pixels; max_pixels bounds what a session may ask for. window, sink: latent frames,
+    the window holding sink and current block too. steps: denoising steps in 1000ths, warped by `shift`.
+    rope: see `RopeForm`. fps: of the media clock.
+    """
+
+    height: int = 480
+    width: int = 832
+    max_pixels: int = 832 * 480
+    block: int = 3
+    window: int = 12
+    sink: int = 3
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    shift: float = 5.0
+    rope: RopeForm = "infinite"
+    fps: int = 16
+
+    def __post_init__(self) -> None:
+        if self.sink > self.block:
+            raise BadRequest(f"sink must be at most a block of {self.block} latent frames, got {self.sink}")
+        if self.window < self.sink + self.block:
+            raise BadRequest(f"window must hold sink and block, {self.sink + self.block} frames, got {self.window}")
+        if self.rope not in get_args(RopeForm):
+            raise BadRequest(f"rope must be one of {', '.join(get_args(RopeForm))}, got {self.rope!r}")
