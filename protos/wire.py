@@ -73,7 +73,7 @@ def check_codec(codec: int, dtype: np.dtype | str, shape: tuple[int, ...]) -> No
 
 
 def split(
-    frame: np.ndarray, header: Header, codec: int = RAW, quality: int = 0, layout: str | None = None
+    frame: np.ndarray, header: Header, codec: pb.Codec = RAW, quality: int = 0, layout: str | None = None
 ) -> list[pb.FramePart]:
     """The parts of one frame, in order; an empty array is one empty part.
 

@@ -1,0 +1,248 @@
+"""The asynchronous client: one class over the four services of `riverrun.proto`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from riverrun.client import errors
+from riverrun.client.requests import fill, length, sink_uri, wishes_for
+from riverrun.client.stream import AsyncStream
+from riverrun.client.types import Patience
+from riverrun.protos import DEFAULT_PORT
+from riverrun.protos import riverrun_pb2 as pb
+from riverrun.protos import riverrun_pb2_grpc as rpc
+
+CALL_SECONDS = 60.0  # opening a session may warm a model up
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # the stream has its own backoff; gRPC's must not add minutes to it
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+def default_address() -> str:
+    """`RIVERRUN_ADDRESS`, or this machine at the default port."""
+    return os.environ.get("RIVERRUN_ADDRESS") or f"127.0.0.1:{DEFAULT_PORT}"
+
+
+class AsyncClient:
+    """A service at `address` (host:port; by default `default_address()`); `async with AsyncClient() as rr`.
+
+    Nothing is sent before the first call. What is listed comes as the messages of `riverrun.proto`. Every method
+    raises `riverrun.Error` with one clear line.
+    """
+
+    def __init__(self, address: str | None = None, patience: Patience | None = None) -> None:
+        self.address = address or default_address()
+        self._patience = patience or Patience()
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._streams: list[AsyncStream] = []
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the streams that are still open, and the connections."""
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            await stream.close()
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    # ---- streams ----
+
+    async def stream(
+        self,
+        graph: str,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        frames: int | None = None,
+        seconds: float | None = None,
+        ports: Sequence[str] | None = None,
+        codec: str = "raw",
+        quality: int = 0,
+        buffer: int | None = None,
+        **params: Any,
+    ) -> AsyncStream:
+        """Opens a session of `graph` and streams its frames.
+
+        frames or seconds: where it stops by itself (of the graph's first output); neither: it goes on until closed.
+        ports: outputs wanted, all by default. codec: "raw", "jpeg" or "png" for pictures (other ports are raw).
+        buffer: most frames of a port that may wait here, two chunks by default. params: the graph's parameters.
+        """
+        if prompt is not None:
+            params["prompt"] = prompt
+        request = pb.CreateSessionRequest(
+            graph=graph, seed=seed, client_id=uuid.uuid4().hex, max_frames=await self._length(graph, frames, seconds)
+        )
+        fill(request.params, params)
+        session = await self._call(rpc.SessionsStub(self.channel()).Create(request, timeout=CALL_SECONDS))
+        return self._open(session, pb.ROLE_CONTROLLER, ports, codec, quality, buffer)
+
+    async def attach(
+        self,
+        session_id: str,
+        resume_token: str = "",
+        *,
+        ports: Sequence[str] | None = None,
+        codec: str = "raw",
+        quality: int = 0,
+        buffer: int | None = None,
+    ) -> AsyncStream:
+        """Streams a running session: with its resume token as its controller, else as a viewer."""
+        session = await self.session(session_id)
+        session.resume_token = resume_token
+        role = pb.ROLE_CONTROLLER if resume_token else pb.ROLE_VIEWER
+        return self._open(session, role, ports, codec, quality, buffer)
+
+    # ---- what there is ----
+
+    async def sessions(self, include_ended: bool = False) -> list[pb.Session]:
+        found: list[pb.Session] = []
+        request = pb.ListSessionsRequest(include_ended=include_ended)
+        while True:
+            page = await self._call(rpc.SessionsStub(self.channel()).List(request, timeout=CALL_SECONDS))
+            found += page.sessions
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def session(self, session_id: str) -> pb.Session:
+        request = pb.GetSessionRequest(session_id=session_id)
+        return await self._call(rpc.SessionsStub(self.channel()).Get(request, timeout=CALL_SECONDS))
+
+    async def close_session(self, session_id: str, reason: str = "") -> pb.Session:
+        request = pb.CloseSessionRequest(session_id=session_id, reason=reason)
+        return await self._call(rpc.SessionsStub(self.channel()).Close(request, timeout=CALL_SECONDS))
+
+    async def models(self) -> list[pb.Model]:
+        stub = rpc.ClusterStub(self.channel())
+        return list((await self._call(stub.ListModels(pb.ListModelsRequest(), timeout=CALL_SECONDS))).models)
+
+    async def graphs(self) -> list[pb.Graph]:
+        stub = rpc.ClusterStub(self.channel())
+        return list((await self._call(stub.ListGraphs(pb.ListGraphsRequest(), timeout=CALL_SECONDS))).graphs)
+
+    async def graph(self, name: str) -> pb.Graph:
+        """One graph by name. Raises NotFound naming those there are."""
+        graphs = await self.graphs()
+        for graph in graphs:
+            if graph.name == name:
+                return graph
+        names = ", ".join(sorted(graph.name for graph in graphs)) or "none"
+        raise errors.NotFound(f"unknown graph {name!r}; there are {names}", "NOT_FOUND")
+
+    async def status(self, timeout: float = CALL_SECONDS) -> pb.StatusResponse:
+        return await self._call(rpc.ClusterStub(self.channel()).Status(pb.StatusRequest(), timeout=timeout))
+
+    # ---- jobs ----
+
+    async def submit(
+        self,
+        graph: str,
+        out: str | Path,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        frames: int | None = None,
+        seconds: float | None = None,
+        at: Sequence[tuple[int, str]] = (),
+        port: str | None = None,
+        **params: Any,
+    ) -> pb.Job:
+        """Renders to a file of the service's machine with no client attached: `out` is an .mp4, or a folder for PNGs.
+
+        at: (frame, prompt) switches. port: the output written, the graph's first by default.
+        """
+        if prompt is not None:
+            params["prompt"] = prompt
+        port = port or (await self.graph(graph)).outputs[0].port
+        request = pb.SubmitJobRequest(
+            graph=graph,
+            seed=seed,
+            client_id=uuid.uuid4().hex,
+            frames=await self._length(graph, frames, seconds),
+            sinks={port: sink_uri(out)},
+            controls=[
+                pb.TimedControl(at_frame=frame, control=pb.Control(revision=revision, prompt=text))
+                for revision, (frame, text) in enumerate(sorted(at), start=1)
+            ],
+        )
+        fill(request.params, params)
+        return await self._call(rpc.JobsStub(self.channel()).Submit(request, timeout=CALL_SECONDS))
+
+    async def jobs(self) -> list[pb.Job]:
+        stub = rpc.JobsStub(self.channel())
+        return list((await self._call(stub.List(pb.ListJobsRequest(), timeout=CALL_SECONDS))).jobs)
+
+    async def job(self, job_id: str) -> pb.Job:
+        stub = rpc.JobsStub(self.channel())
+        return await self._call(stub.Get(pb.GetJobRequest(job_id=job_id), timeout=CALL_SECONDS))
+
+    async def cancel_job(self, job_id: str) -> pb.Job:
+        stub = rpc.JobsStub(self.channel())
+        return await self._call(stub.Cancel(pb.CancelJobRequest(job_id=job_id), timeout=CALL_SECONDS))
+
+    async def watch_job(self, job_id: str) -> AsyncIterator[pb.Job]:
+        """The job now and after each change, until it has ended."""
+        call = rpc.JobsStub(self.channel()).Watch(pb.GetJobRequest(job_id=job_id))
+        try:
+            async for job in call:
+                yield job
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error, self.address) from None
+        finally:
+            call.cancel()
+
+    # ---- inside ----
+
+    def _open(
+        self,
+        session: pb.Session,
+        role: pb.Role,
+        ports: Sequence[str] | None,
+        codec: str,
+        quality: int,
+        buffer: int | None,
+    ) -> AsyncStream:
+        wishes = wishes_for(session, ports, codec, quality, buffer)
+        addresses = [self.address, *(g for g in session.gateways if g != self.address)]
+        stream = AsyncStream(self, addresses, session, wishes, role, self._patience)
+        self._streams = [*(s for s in self._streams if not s.done), stream]
+        return stream
+
+    async def end_session(self, session_id: str, reason: str) -> None:
+        """Closes a session if that can be done."""
+        # A session that is forgotten or out of reach needs no closing: it ends by its idle timeout.
+        with contextlib.suppress(errors.NotFound, errors.Unavailable):
+            await self.close_session(session_id, reason)
+
+    async def _length(self, graph: str, frames: int | None, seconds: float | None) -> int:
+        fps = (await self.graph(graph)).outputs[0].fps if seconds is not None else 0.0
+        return length(frames, seconds, fps)
+
+    def channel(self, address: str | None = None) -> grpc.aio.Channel:
+        """The connection to a gateway, by default the one the client was given; made at its first use."""
+        address = address or self.address
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        return self._channels[address]
+
+    async def _call(self, call: Any) -> Any:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error, self.address) from None

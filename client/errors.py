@@ -1,0 +1,70 @@
+"""What a user of the client can catch. Every error has a code and one clear line; none shows gRPC's own traceback."""
+
+from __future__ import annotations
+
+import grpc
+
+
+class Error(Exception):
+    """Something the service or the connection refused. `str()` is one line; `code` is a gRPC code's name."""
+
+    def __init__(self, message: str, code: str = "UNKNOWN") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class BadRequest(Error):
+    """An unknown parameter, a value that can't work, or a call in the wrong state."""
+
+
+class NotFound(Error):
+    """No such graph, session or job (it may have ended and been forgotten)."""
+
+
+class NoRoom(Error):
+    """The service is full; later it may work."""
+
+
+class Unavailable(Error):
+    """No service answers there, or it stayed away for longer than the client waits."""
+
+
+class Rejected(Error):
+    """A control was refused; the stream goes on unchanged."""
+
+
+class Replaced(Error):
+    """Another client took over this session's controls with its resume token."""
+
+
+_CLASSES: dict[str, type[Error]] = {
+    "INVALID_ARGUMENT": BadRequest,
+    "FAILED_PRECONDITION": BadRequest,
+    "OUT_OF_RANGE": BadRequest,
+    "UNIMPLEMENTED": BadRequest,
+    "NOT_FOUND": NotFound,
+    "RESOURCE_EXHAUSTED": NoRoom,
+    "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": Unavailable,
+}
+_PASSING = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+
+def passing(error: grpc.aio.AioRpcError) -> bool:
+    """Whether connecting again may help: the service is away, or cut the call while it shut down.
+
+    grpc.aio says "Internal error from Core" when a message of ours met a call that had just ended; how it had ended
+    is lost then.
+    """
+    return error.code() in _PASSING or error.details() == "Internal error from Core"
+
+
+def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:
+    """The error a user sees for a failed call."""
+    code = error.code().name
+    details = " ".join((error.details() or "").split())
+    if code == "UNAVAILABLE" and details.startswith(("failed to connect", "connections to all backends", "DNS")):
+        details = f"no riverrun service answers at {address}; start one with `riverrun serve`"
+    elif code == "DEADLINE_EXCEEDED":
+        details = f"the service at {address} did not answer in time"
+    return _CLASSES.get(code, Error)(details or f"the call failed with {code}", code)

@@ -1,0 +1,71 @@
+"""What the client checks and fills in before it calls the service. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from riverrun.client import errors
+from riverrun.client.stream import Wish
+from riverrun.protos import riverrun_pb2 as pb
+from riverrun.protos.wire import CODECS
+
+
+def length(frames: int | None, seconds: float | None, fps: float) -> int:
+    """Frames to make for what the user gave; 0: endless. Raises BadRequest."""
+    if frames is not None and seconds is not None:
+        raise errors.BadRequest("give frames or seconds, not both", "INVALID_ARGUMENT")
+    given = frames if frames is not None else seconds
+    if given is None:
+        return 0
+    if given <= 0:
+        raise errors.BadRequest(f"the length must be above 0, got {given}", "INVALID_ARGUMENT")
+    if frames is not None:
+        return frames
+    if fps <= 0:
+        raise errors.BadRequest("this graph states no frames a second; give frames", "INVALID_ARGUMENT")
+    return max(1, round(given * fps))
+
+
+def wishes_for(
+    session: pb.Session, ports: Sequence[str] | None, codec: str, quality: int, buffer: int | None
+) -> list[Wish]:
+    """How each wanted output is to be sent; pictures with `codec`, anything else raw. Raises BadRequest."""
+    if codec not in CODECS:
+        raise errors.BadRequest(f"unknown codec {codec!r}; there are {', '.join(CODECS)}", "INVALID_ARGUMENT")
+    outputs = {output.port: output for output in session.outputs}
+    unknown = sorted(set(ports or ()) - set(outputs))
+    if unknown:
+        raise errors.BadRequest(
+            f"unknown output {unknown[0]!r}; there are {', '.join(outputs) or 'none'}", "INVALID_ARGUMENT"
+        )
+    if buffer is not None and buffer < 1:
+        raise errors.BadRequest(f"buffer must be at least 1 frame, got {buffer}", "INVALID_ARGUMENT")
+    return [
+        Wish(
+            port=port,
+            codec=CODECS[codec] if outputs[port].kind == "frames" else CODECS["raw"],
+            quality=quality,
+            window=buffer or 2 * max(1, outputs[port].chunk_frames, outputs[port].first_frames),
+        )
+        for port in ports or outputs
+    ]
+
+
+def fill(struct: Any, params: Mapping[str, Any]) -> None:
+    """Puts parameters into a protobuf Struct. Raises BadRequest for what it can't hold."""
+    try:
+        struct.update(dict(params))
+    except (ValueError, TypeError) as error:
+        raise errors.BadRequest(
+            f"parameters must be text, numbers, lists or mappings: {error}", "INVALID_ARGUMENT"
+        ) from None
+
+
+def sink_uri(out: str | Path) -> str:
+    """A URI for a path: a file if it has a suffix, else a folder (ending in "/"). A URI stays as it is."""
+    text = str(out)
+    if "://" in text:
+        return text
+    return Path(text).resolve().as_uri() + ("/" if text.endswith("/") or not Path(text).suffix else "")
