@@ -1,0 +1,164 @@
+"""The controls of one session, from their arrival to their last receipt.
+
+arrive -> logged -> `received` -> (prompts) encoded, while the stream goes on -> handed to the stages that take the kind
+-> carried by a step, logged with it -> `applied` with the first chunk made, or `rejected`. Order is kept all the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from riverrun.graphs.items import Receipt, ReceiptStage
+from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.stage import EncoderHandle, StepReply
+from riverrun.graphs.waiting import Clock, within
+from riverrun.models.base import BadRequest, Control, Corrupt, Description, Unavailable
+from riverrun.store.records import ControlEntry
+
+MAX_WAITING = 64
+REMEMBERED = 64
+PAUSE = "pause"
+PROMPT = "prompt"
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    control: Control
+    named: str
+    targets: tuple[str, ...]
+
+
+class ControlDesk:
+    """tell: gives a receipt to the controller. hand: gives a control to a stage. pause: stops or starts the sources and
+    returns where that takes effect, as (chunk, frame)."""
+
+    def __init__(
+        self,
+        descriptions: Mapping[str, Description],
+        encoders: Mapping[str, EncoderHandle],
+        keeper: RecordKeeper,
+        clock: Clock,
+        encode_s: float,
+        tell: Callable[[Receipt], None],
+        hand: Callable[[str, Control], None],
+        pause: Callable[[bool], tuple[int, int]],
+    ):
+        self._descriptions = descriptions
+        self._encoders = encoders
+        self._keeper = keeper
+        self._clock = clock
+        self._encode_s = encode_s
+        self._tell = tell
+        self._hand = hand
+        self._pause = pause
+        self._last = 0
+        self._receipts: OrderedDict[int, list[Receipt]] = OrderedDict()
+        self._pending: dict[int, set[str]] = {}
+        self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
+        self._encodings: asyncio.Queue[_Arrival] = asyncio.Queue()
+
+    def take(self, control: Control, stage: str) -> None:
+        """Raises BadRequest (revision not rising, kind, stage, value), Unavailable (too many are waiting).
+
+        A revision that was taken before gives its receipts again and does nothing else.
+        """
+        if control.revision in self._receipts:
+            for receipt in self._receipts[control.revision]:
+                self._tell(receipt)
+            return
+        if control.revision <= self._last:
+            raise BadRequest(f"control revision {control.revision} must be above the last one, {self._last}")
+        targets = self._targets(control, stage)
+        if len(self._pending) >= MAX_WAITING:
+            raise Unavailable(f"{MAX_WAITING} controls are waiting to be applied; send the next when one was")
+        self._last = control.revision
+        self._receipts[control.revision] = []
+        while len(self._receipts) > REMEMBERED + MAX_WAITING:
+            self._receipts.popitem(last=False)
+        self._pending[control.revision] = set(targets)
+        self._arrivals.put_nowait(_Arrival(control, stage, targets))
+
+    def _targets(self, control: Control, stage: str) -> tuple[str, ...]:
+        if control.kind == PAUSE:
+            if not isinstance(control.value, bool):
+                raise BadRequest(f"pause must be true or false, got {control.value!r}")
+            return ()
+        if stage and stage not in self._descriptions:
+            raise BadRequest(f"no stage {stage!r}; there are {', '.join(sorted(self._descriptions))}")
+        takers = tuple(name for name, d in self._descriptions.items() if control.kind in d.controls)
+        chosen = tuple(name for name in takers if name == stage) if stage else takers
+        if not chosen:
+            kinds = {PAUSE} | {k for n, d in self._descriptions.items() if n == stage or not stage for k in d.controls}
+            where = f"stage {stage!r}" if stage else "no stage"
+            verb = "does not take" if stage else "takes"
+            raise BadRequest(f"{where} {verb} control {control.kind!r}; there are {', '.join(sorted(kinds))}")
+        return chosen
+
+    # ---- the two tasks ----
+
+    async def receive(self) -> None:
+        """Logs arrivals in order, says `received`, and passes them on. Runs until cancelled."""
+        while True:
+            arrival = await self._arrivals.get()
+            control = arrival.control
+            await self._keeper.log(ControlEntry(control.revision, control.kind, control.value, arrival.named))
+            self._say(Receipt(control.revision, ReceiptStage.RECEIVED))
+            if control.kind == PAUSE:
+                chunk, frame = self._pause(control.value)
+                self._settle(Receipt(control.revision, ReceiptStage.APPLIED, chunk, frame))
+            else:
+                self._encodings.put_nowait(arrival)
+
+    async def encode(self) -> None:
+        """Puts embeddings into prompts and hands controls to their stages, in order. Runs until cancelled."""
+        while True:
+            arrival = await self._encodings.get()
+            try:
+                ready = [(stage, await self._embedded(arrival.control, stage)) for stage in arrival.targets]
+            except (BadRequest, Unavailable, Corrupt) as error:
+                self._settle(Receipt(arrival.control.revision, ReceiptStage.REJECTED, message=str(error)))
+                continue
+            for stage, control in ready:
+                self._hand(stage, control)
+
+    async def _embedded(self, control: Control, stage: str) -> Control:
+        if control.kind != PROMPT or stage not in self._encoders:
+            return control
+        try:
+            embedding = await within(self._clock, self._encode_s, self._encoders[stage].encode(control.value))
+        except TimeoutError as error:
+            raise Unavailable(f"the prompt encoder did not answer for {self._encode_s:g} s") from error
+        return replace(control, embedding=embedding)
+
+    # ---- what the stages say ----
+
+    async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply, next_chunk: int) -> None:
+        """Logs which step carried them, before its chunks leave, and says which ones the model refused."""
+        refused = dict(reply.rejected)
+        for control in controls:
+            if control.revision in refused:
+                self._settle(Receipt(control.revision, ReceiptStage.REJECTED, message=refused[control.revision]))
+            else:
+                line = ControlEntry(control.revision, control.kind, control.value, stage, reply.seq, next_chunk)
+                await self._keeper.log(line)
+
+    def made(self, stage: str, revision: int, chunk: int, frame: int) -> None:
+        """A stage made its first chunk since it took a control; says `applied` when the last of them did."""
+        waiting = self._pending.get(revision)
+        if waiting is None:
+            return  # another stage refused it
+        waiting.discard(stage)
+        if not waiting:
+            self._settle(Receipt(revision, ReceiptStage.APPLIED, chunk, frame))
+
+    def _settle(self, receipt: Receipt) -> None:
+        if self._pending.pop(receipt.revision, None) is not None:
+            self._say(receipt)
+
+    def _say(self, receipt: Receipt) -> None:
+        if receipt.revision in self._receipts:
+            self._receipts[receipt.revision].append(receipt)
+        self._tell(receipt)

@@ -1,0 +1,176 @@
+"""An output ring: the last chunks of one graph output, by frame number, for whoever reads them.
+
+Chunks are references until somebody wants their frames; then each is fetched once, for all readers. Sent frames are
+kept until the controller acks them or more than `keep` of them lie there, so that a reconnect can have them again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from riverrun.graphs.items import Frame
+from riverrun.graphs.waiting import Signal
+from riverrun.models.base import BadRequest, Chunk, Corrupt
+
+Fetch = Callable[[Chunk], Coroutine[Any, Any, np.ndarray]]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+@dataclass
+class Slot:
+    """A chunk in the ring. first: number of its first frame. release: says that nobody here needs it any more.
+
+    array: [T, ...] once fetched; the reference is dropped then.
+    """
+
+    chunk: Chunk
+    first: int
+    release: Callable[[], None]
+    array: np.ndarray | None = None
+    loading: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.first + self.chunk.frames
+
+    def pts_of(self, number: int) -> int:
+        return self.chunk.pts + (number - self.first) * self.chunk.frame_ticks
+
+    def frame(self, port: str, number: int) -> Frame:
+        assert self.array is not None
+        c, index = self.chunk, number - self.first
+        return Frame(port, number, c.seq, index, self.pts_of(number), c.epoch, c.revision, self.array[index])
+
+
+class OutputRing:
+    """lossless: a controller reads this port (or none has come yet), so it paces the stages. cursor: the number of the
+    frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
+    consumers are attached."""
+
+    def __init__(self, name: str, keep: int, fetch: Fetch, spawn: Spawn, signal: Signal):
+        self.name = name
+        self.lossless = True
+        self.readers = 0
+        self.cursor = 0
+        self.sent = 0
+        self.acked = 0
+        self.next_frame = 0
+        self.next_chunk = 0
+        self._keep_always = self._keep = keep
+        self._slots: deque[Slot] = deque()
+        self._fetch = fetch
+        self._spawn = spawn
+        self._signal = signal
+        self._closed = False
+
+    def has_room(self) -> bool:
+        """Whether another step may be started: less than one chunk lies here that was not sent yet."""
+        return not self.lossless or not self._slots or self.cursor > self._slots[-1].first
+
+    def put(self, chunk: Chunk, release: Callable[[], None]) -> None:
+        """Takes the next chunk; with `frames` 0 (all cut off by max_frames) it is counted and released."""
+        slot = Slot(chunk, self.next_frame, release)
+        self.next_frame = slot.end
+        self.next_chunk += 1
+        if not chunk.frames:
+            release()
+            return
+        self._slots.append(slot)
+        if self.readers:
+            self.load(slot)
+        self._trim()
+
+    def find(self, number: int) -> Slot | None:
+        """The chunk that holds frame `number`, if it is here."""
+        for slot in reversed(self._slots):
+            if slot.first <= number:
+                return slot if number < slot.end else None
+        return None
+
+    def load(self, slot: Slot) -> None:
+        """Starts fetching a chunk's array, once."""
+        if not slot.loading and not self._closed:
+            slot.loading = True
+            self._spawn(self._load(slot))
+
+    async def _load(self, slot: Slot) -> None:
+        array = await self._fetch(slot.chunk)
+        if len(array) < slot.chunk.frames:
+            raise Corrupt(f"chunk {slot.chunk.seq} of {self.name!r} says {slot.chunk.frames} frames, has {len(array)}")
+        slot.array = array.view()
+        slot.array.flags.writeable = False
+        slot.chunk = replace(slot.chunk, data=None)
+        self._signal.notify()
+
+    # ---- the controller's side ----
+
+    def begin(self, last_received: int | None, credits: int) -> None:
+        """A controller (re)connects. Raises Corrupt for frames that are gone, BadRequest for ones never sent."""
+        kept_from = self._slots[0].first if self._slots else self.next_frame
+        start = kept_from if last_received is None else last_received + 1
+        if start > self.next_frame:
+            raise BadRequest(f"port {self.name!r}: frame {last_received} was never sent, the next is {self.next_frame}")
+        if start < kept_from:
+            raise Corrupt(
+                f"port {self.name!r}: frames {start} to {kept_from - 1} are gone, the first kept is {kept_from}"
+            )
+        self.cursor, self.acked = start, max(self.acked, start if last_received is not None else 0)
+        self._keep = max(self._keep_always, credits)
+
+    def keep_at_least(self, frames: int) -> None:
+        self._keep = max(self._keep, frames)
+
+    def sent_to(self, position: int) -> None:
+        self.cursor = position
+        self.sent = max(self.sent, position)
+        self._trim()
+
+    def ack(self, frame: int) -> None:
+        if frame >= self.cursor:
+            raise BadRequest(f"port {self.name!r}: frame {frame} can't be acked, only {self.cursor} frames were sent")
+        self.acked = max(self.acked, frame + 1)
+        self._trim()
+
+    # ---- viewers ----
+
+    def latest_from(self, position: int) -> int:
+        """Where a viewer at `position` goes on: there, or at the newest chunk if it is more than a chunk behind."""
+        if not self._slots:
+            return self.next_frame
+        newest = self._slots[-1]
+        before = self._slots[-2] if len(self._slots) > 1 else newest
+        return position if position >= before.first else newest.first
+
+    def _trim(self) -> None:
+        floor = max(self.acked, self.cursor - self._keep) if self.lossless else self.next_frame
+        if self.readers or not self.lossless:  # two chunks stay, so that viewers see them whatever the controller acks
+            floor = min(floor, self._slots[-2].first if len(self._slots) > 1 else 0)
+        while self._slots and self._slots[0].end <= min(floor, self.next_frame):
+            self._slots.popleft().release()
+
+    def set_lossless(self, lossless: bool) -> None:
+        """Whether the controller reads this port; one it does not read goes at its own pace."""
+        self.lossless = lossless
+        self._trim()
+
+    @property
+    def drained(self) -> bool:
+        return not self.lossless or self.cursor >= self.next_frame
+
+    def close(self) -> None:
+        """Loads nothing more; what is loaded stays readable."""
+        self._closed = True
+
+    def check(self) -> None:
+        """Counts add up: slots join without gaps up to `next_frame`, and nothing unsent was dropped."""
+        ends = [s.first for s in list(self._slots)[1:]] + [self.next_frame]
+        if self._slots and [s.end for s in self._slots] != ends:
+            raise Corrupt(f"ring {self.name!r}: chunks do not join")
+        first = self._slots[0].first if self._slots else self.next_frame
+        if self.lossless and not first <= self.cursor <= self.next_frame:
+            raise Corrupt(f"ring {self.name!r}: cursor {self.cursor} outside of {first}..{self.next_frame}")

@@ -1,0 +1,125 @@
+"""A session store in this process's memory, with the rules of the Redis one. For tests and the simulator."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from riverrun.models.base import BadRequest
+from riverrun.store.records import Conflict, ControlEntry, Page, SessionRecord
+
+ENDED_TTL_S = 3600.0
+
+
+class MemoryStore:
+    """See `records.Store`. now: seconds, for expiry."""
+
+    def __init__(self, ended_ttl_s: float = ENDED_TTL_S, now: Callable[[], float] = time.time):
+        self._ended_ttl_s = ended_ttl_s
+        self._now = now
+        self._records: dict[str, str] = {}
+        self._logs: dict[str, deque[str]] = {}
+        self._expiry: dict[str, float] = {}
+        self._gateways: dict[str, tuple[str, float]] = {}
+
+    async def create(self, record: SessionRecord) -> SessionRecord:
+        self._expire()
+        for other in self._all():
+            same = record.client_id and (other.tenant, other.client_id) == (record.tenant, record.client_id)
+            if other.id == record.id or (same and not other.state.ended):
+                return other
+        return self._write(replace(record, version=1))
+
+    async def get(self, session: str) -> SessionRecord | None:
+        self._expire()
+        text = self._records.get(session)
+        return SessionRecord.from_json(text) if text else None
+
+    async def list(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+        self._expire()
+        after = parse_token(token)
+        rows = sorted((r for r in self._all() if include_ended or not r.state.ended), key=_order, reverse=True)
+        rows = [r for r in rows if after is None or _order(r) < after]
+        page = tuple(rows[:size])
+        return Page(page, make_token(page[-1]) if len(rows) > size else "")
+
+    async def update(self, record: SessionRecord) -> SessionRecord:
+        stored = await self._held(record)
+        if stored.version != record.version:
+            raise Conflict(f"session {record.id} has version {stored.version}, not {record.version}")
+        return self._write(replace(record, version=record.version + 1))
+
+    async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
+        stored = await self.get(session)
+        if stored is None or stored.version != version:
+            raise Conflict(f"session {session} has not version {version}")
+        if epoch <= stored.epoch:
+            raise BadRequest(f"epoch {epoch} must be above {stored.epoch}")
+        return self._write(replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
+
+    async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
+        await self._held(record)
+        lines = self._logs.setdefault(record.id, deque())
+        lines.append(entry.to_json())
+        while len(lines) > keep:
+            lines.popleft()
+
+    async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
+        self._expire()
+        return tuple(ControlEntry.from_json(line) for line in self._logs.get(session, ()))
+
+    async def delete(self, session: str) -> None:
+        self._records.pop(session, None)
+        self._logs.pop(session, None)
+        self._expiry.pop(session, None)
+
+    async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
+        self._gateways[gateway] = (address, self._now() + ttl_s)
+
+    async def gateways(self) -> Mapping[str, str]:
+        now = self._now()
+        self._gateways = {name: (address, end) for name, (address, end) in self._gateways.items() if end > now}
+        return {name: address for name, (address, _) in self._gateways.items()}
+
+    async def _held(self, record: SessionRecord) -> SessionRecord:
+        stored = await self.get(record.id)
+        if stored is None or (stored.epoch, stored.nonce) != (record.epoch, record.nonce):
+            raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")
+        return stored
+
+    def _write(self, record: SessionRecord) -> SessionRecord:
+        self._records[record.id] = record.to_json()
+        if record.state.ended:
+            self._expiry[record.id] = self._now() + self._ended_ttl_s
+        return record
+
+    def _all(self) -> list[SessionRecord]:
+        return [SessionRecord.from_json(text) for text in self._records.values()]
+
+    def _expire(self) -> None:
+        for session in [s for s, end in self._expiry.items() if end <= self._now()]:
+            self._records.pop(session, None)
+            self._logs.pop(session, None)
+            self._expiry.pop(session, None)
+
+
+def _order(record: SessionRecord) -> tuple[float, str]:
+    return record.created, record.id
+
+
+def make_token(record: SessionRecord) -> str:
+    """A page token: where the page ended."""
+    return f"{record.created!r}:{record.id}"
+
+
+def parse_token(token: str) -> tuple[float, str] | None:
+    """Raises BadRequest for a token that `make_token` did not make."""
+    created, _, session = token.partition(":")
+    if not token:
+        return None
+    try:
+        return float(created), session
+    except ValueError:
+        raise BadRequest(f"page token {token!r} is none of ours; leave it empty for the first page") from None
