@@ -43,7 +43,7 @@ class Signal:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def until(self, ready: Callable[[], T]) -> T:
+    async def until(self, ready: Callable[[], T | None]) -> T:
         """The first truthy value of `ready()`, which is asked now and after each notify."""
         while not (value := ready()):
             waiter = asyncio.get_running_loop().create_future()

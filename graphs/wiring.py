@@ -35,10 +35,7 @@ def wire(
     edge_chunks: int,
 ) -> Wiring:
     """A queue before every input port, and a driver a stage between them."""
-    edges = {
-        e.target: EdgeQueue(e.target, _capacity(graph, descriptions, e.source, e.target, edge_chunks))
-        for e in graph.edges
-    }
+    edges = {e.target: EdgeQueue(e.target, _capacity(graph, descriptions, e, edge_chunks)) for e in graph.edges}
     edges |= {at: EdgeQueue(at, edge_chunks, from_client=True) for at in graph.inputs.values()}
     drivers = {}
     for name in graph.order():

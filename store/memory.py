@@ -37,7 +37,7 @@ class MemoryStore:
         text = self._records.get(session)
         return SessionRecord.from_json(text) if text else None
 
-    async def list(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
         self._expire()
         after = parse_token(token)
         rows = sorted((r for r in self._all() if include_ended or not r.state.ended), key=_order, reverse=True)

@@ -197,7 +197,7 @@ class Store(Protocol):
     async def get(self, session: str) -> SessionRecord | None:
         """The record; None if there is none (or it has expired). Raises Corrupt."""
 
-    async def list(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
         """A page, newest first. Raises BadRequest for a token that is none."""
 
     async def update(self, record: SessionRecord) -> SessionRecord:
