@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def read_pickle(file: Path, device: str = "cpu") -> Any:
         with open(file, "rb") as head:
             is_zip = head.read(2) == b"PK"  # the older format can't be mapped into memory
         return torch.load(file, map_location=device, weights_only=True, mmap=is_zip or None)
-    except (pickle.UnpicklingError, EOFError) as error:
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: of the zip reader
         raise BadRequest(f"{file.name} is damaged, or holds more than tensors and is refused") from error
 
 
@@ -193,23 +194,36 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Raises BadRequest that lists missing keys, unexpected keys and wrong shapes, all three.
     """
-    problem = mismatch({name: t.shape for name, t in module.state_dict().items()}, tensors)
+    problem = misfit({name: t.shape for name, t in module.state_dict().items()}, tensors)
     if problem:
         raise BadRequest(f"the weights don't fit {type(module).__name__}: {problem}")
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
-def mismatch(expected: Mapping[str, Iterable[int]], tensors: Mapping[str, Tensor]) -> str:
-    """What keeps `tensors` from being the expected names and shapes; empty if nothing does."""
-    missing = sorted(expected.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and list(tensors[name].shape) != list(shape)
-    ]
-    parts = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    return "; ".join(f"{len(names)} {what}: {shortened(names)}" for what, names in parts.items() if names)
+@dataclass(frozen=True)
+class Misfit:
+    """What keeps tensors from being a module's, by name; false if nothing does."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        parts = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
+        return "; ".join(f"{len(names)} {what}: {shortened(names)}" for what, names in parts.items() if names)
+
+
+def misfit(expected: Mapping[str, Iterable[int]], tensors: Mapping[str, Tensor]) -> Misfit:
+    """How `tensors` differ from the expected names and shapes."""
+    shapes = {name: (list(shape), list(tensors[name].shape)) for name, shape in expected.items() if name in tensors}
+    return Misfit(
+        missing=tuple(sorted(expected.keys() - tensors.keys())),
+        unexpected=tuple(sorted(tensors.keys() - expected.keys())),
+        misshapen=tuple(f"{name} is {got}, not {want}" for name, (want, got) in shapes.items() if want != got),
+    )
 
 
 def shortened(names: Iterable[str], most: int = 4) -> str:

@@ -1,0 +1,222 @@
+"""What a checkpoint is, whether it would load, and what a session of it costs: `riverrun models check PATH`.
+
+Only names, shapes and dtypes are read (safetensors headers; pickles on the meta device), so a file of any size takes
+seconds and no memory. What should be there is read off our own module, built on the meta device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import UMT5EncoderModel
+
+from riverrun.models.base import BadRequest
+from riverrun.models.key_forms import dit_keys, umt5_keys, vae_keys
+from riverrun.models.text.umt5 import umt5_config
+from riverrun.models.wan.dit import WanModel
+from riverrun.models.wan.sizes import HEAD_DIM, SessionBytes, dit_session, human, infer_dit, infer_vae, vae_session
+from riverrun.models.wan.vae import WanVAE
+from riverrun.models.weights import ADAPTER_WRAPPERS, Misfit, locate, lora_pairs, misfit, read, weight_files
+
+LICENCES = {
+    "longlive": "CC-BY-NC-SA-4.0 (LongLive's model card as last seen; its code is Apache-2.0)",
+    "wan": "Apache-2.0 (released Wan 2.1 weights)",
+}
+"""By whose published form a file has (longlive.md §13); a card or metadata of its own comes first."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    what: "wan-dit", "wan-vae", "umt5", "lora" or "unknown". form: whose key names ("original", "diffusers",
+    "transformers", "peft"). name: in words. config: sizes read from the shapes. misfit: what keeps it from loading.
+    licence: None if not known. session: bytes of one session at (height, width), None where that has no meaning.
+    """
+
+    source: str
+    files: tuple[str, ...]
+    what: str
+    form: str
+    name: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+    config: Mapping[str, Any]
+    misfit: Misfit
+    licence: str | None
+    session: SessionBytes | None
+
+    @property
+    def is_loadable(self) -> bool:
+        return self.what != "unknown" and not self.misfit
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a set of tensors was recognised as, with the names and shapes its module would want."""
+
+    what: str
+    form: str
+    name: str
+    config: Mapping[str, Any]
+    misfit: Misfit
+    session: SessionBytes | None = None
+
+
+def inspect_checkpoint(source: str | Path, height: int = 480, width: int = 832) -> Inspection:
+    """Looks into a path or hub name without loading it. height, width: pixels of the session to cost.
+
+    Raises BadRequest or Unavailable where there is nothing to read, as `weights.read`.
+    """
+    path = locate(source)
+    files = weight_files(path)
+    tensors = read(path, wrappers=ADAPTER_WRAPPERS, device="meta")
+    kind = _recognise(tensors, height, width)
+    metadata = _metadata(files[0])
+    return Inspection(
+        source=str(source),
+        files=tuple(file.name for file in files),
+        what=kind.what,
+        form=kind.form,
+        name=metadata.get("name", kind.name),
+        tensors=len(tensors),
+        parameters=sum(t.numel() for t in tensors.values()),
+        nbytes=sum(t.nbytes for t in tensors.values()),
+        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())),
+        config=kind.config,
+        misfit=kind.misfit,
+        licence=_licence(source, files[0], kind, metadata),
+        session=kind.session,
+    )
+
+
+def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
+    if any(".lora_A." in key for key in tensors):
+        return _lora(tensors)
+    if "patch_embedding.weight" in tensors:
+        return _dit(tensors, height, width)
+    if "decoder.conv1.weight" in tensors or "decoder.conv_in.weight" in tensors:
+        return _vae(tensors, height, width)
+    if "token_embedding.weight" in tensors or any(key.startswith("encoder.block.0.") for key in tensors):
+        return _umt5(tensors)
+    return _Kind("unknown", "unknown", "no model of ours", {}, Misfit(unexpected=tuple(sorted(tensors))))
+
+
+def _dit(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
+    named = dit_keys(tensors)
+    config = infer_dit(named)
+    with torch.device("meta"):
+        problem = misfit(_shapes(WanModel(config)), named)
+    form = "diffusers" if any(key.startswith("condition_embedder.") for key in tensors) else "original"
+    sizes = dataclasses.asdict(config)
+    for name in ("text_len", "eps", *(() if config.head_dim == HEAD_DIM else ("num_heads",))):
+        del sizes[name]  # no shape shows them
+    session = dit_session(config, height, width, named["patch_embedding.weight"].dtype)
+    return _Kind("wan-dit", form, f"Wan diffusion transformer, {config.num_layers} layers", sizes, problem, session)
+
+
+def _vae(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
+    named = vae_keys(tensors)
+    config = infer_vae(named)
+    with torch.device("meta"):
+        problem = misfit(_shapes(WanVAE(config)), named)
+    form = "diffusers" if "decoder.conv_in.weight" in tensors else "original"
+    sizes = {name: size for name, size in dataclasses.asdict(config).items() if name not in ("mean", "std")}
+    session = vae_session(config, height, width, next(iter(named.values())).dtype)
+    return _Kind("wan-vae", form, f"Wan causal 3-D VAE, {config.z_dim} latent channels", sizes, problem, session)
+
+
+def _umt5(tensors: Mapping[str, Tensor]) -> _Kind:
+    named = umt5_keys(tensors)
+    form = "original" if "token_embedding.weight" in tensors else "transformers"
+    try:
+        config = umt5_config(named)
+    except BadRequest:
+        return _Kind("umt5", form, "part of a UMT5 encoder", {}, Misfit(missing=("shared.weight or a layer 0",)))
+    with torch.device("meta"):
+        expected = _shapes(UMT5EncoderModel(config))
+    expected.pop("encoder.embed_tokens.weight", None)  # tied
+    sizes = {name: getattr(config, name) for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers")}
+    name = f"UMT5 prompt encoder, {config.num_layers} layers"
+    return _Kind("umt5", form, name, sizes | {"num_heads": config.num_heads}, misfit(expected, named))
+
+
+def _lora(tensors: Mapping[str, Tensor]) -> _Kind:
+    try:
+        pairs = lora_pairs(tensors)
+    except BadRequest as error:
+        return _Kind(
+            "lora", "peft", f"a LoRA adapter that can't be read: {error}", {}, Misfit(unexpected=("see name",))
+        )
+    ranks = {down.shape[0] for down, _ in pairs.values()}
+    sizes = {"rank": max(ranks), "layers": len(pairs), "targets": sorted({_target(name) for name in pairs})}
+    strangers = [name for name in pairs if not re.match(r"blocks\.\d+\.(self_attn|cross_attn|ffn)\.", name)]
+    name = f"LoRA adapter of rank {sizes['rank']} for {len(pairs)} layers of a Wan transformer"
+    return _Kind("lora", "peft", name, sizes, Misfit(unexpected=tuple(strangers)))
+
+
+def _target(name: str) -> str:
+    return re.sub(r"^blocks\.\d+\.|\.weight$", "", name)
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata() or {}
+
+
+def _licence(source: str | Path, file: Path, kind: _Kind, metadata: Mapping[str, str]) -> str | None:
+    """From the file's metadata, the model card beside it, or whose release it looks like; None if none says."""
+    for name in ("license", "licence"):
+        if name in metadata:
+            return metadata[name]
+    for card in (file.with_suffix(".md"), file.parent / "README.md", file.parent.parent / "README.md"):
+        found = re.search(r"^licen[sc]e:\s*(\S+)", card.read_text(errors="replace"), re.M) if card.is_file() else None
+        if found:
+            return f"{found[1]} ({card.name})"
+    if "longlive" in str(source).lower():
+        return LICENCES["longlive"]
+    return LICENCES["wan"] if _is_released(kind) else None
+
+
+def _is_released(kind: _Kind) -> bool:
+    sizes = kind.config
+    known = {
+        "wan-dit": sizes.get("dim") in (1536, 5120),
+        "wan-vae": sizes.get("dim") == 96,
+        "umt5": sizes.get("d_model") == 4096,
+    }
+    return known.get(kind.what, False)
+
+
+def render(found: Inspection) -> str:
+    """The inspection as lines for a terminal."""
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    lines = [
+        f"{found.source}: {found.name} ({found.what}, {found.form} keys)",
+        f"  {found.tensors} tensors ({kinds}), {found.parameters:,} values, {human(found.nbytes)}",
+    ]
+    if found.config:
+        lines.append("  sizes: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in found.config.items()))
+    lines.append(f"  keys: {found.misfit}" if found.misfit else "  keys: all there, none too many")
+    lines.append(f"  licence: {found.licence or 'not known'}")
+    if found.session:
+        lines.append(f"  held by a session at {found.session}")
+    return "\n".join(lines)
