@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -28,11 +30,11 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", mended).strip()
 
 
-def umt5_config(tensors: Mapping[str, Tensor]) -> UMT5Config:
+def umt5_config(tensors: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) -> UMT5Config:
     """The encoder's configuration, read from the shapes of its weights (transformers' names).
 
-    Every size shows in a shape; what does not is the same in all UMT5s: relative positions up to 128, eps 1e-6,
-    gated GELU. Raises BadRequest if these are no weights of a UMT5 encoder.
+    What shapes don't show is the released encoder's (relative positions up to 128, eps 1e-6), unless `stated`, a
+    config.json of transformers, says otherwise. Raises BadRequest if these are no weights of a UMT5 encoder.
     """
     layer = "encoder.block.0.layer"
     try:
@@ -43,25 +45,28 @@ def umt5_config(tensors: Mapping[str, Tensor]) -> UMT5Config:
     except KeyError as error:
         raise BadRequest(f"these are no weights of a UMT5 encoder: {error.args[0]} is missing") from error
     layers = {int(found[1]) for key in tensors if (found := re.match(r"encoder\.block\.(\d+)\.", key))}
-    return UMT5Config(
-        vocab_size=vocab,
-        d_model=dim,
-        d_kv=inner // heads,
-        d_ff=hidden,
-        num_layers=len(layers),
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=128,
-        layer_norm_epsilon=1e-6,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab,
+        "d_model": dim,
+        "d_kv": inner // heads,
+        "d_ff": hidden,
+        "num_layers": len(layers),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+    }
+    sizes |= {name: value for name, value in (stated or {}).items() if name in sizes}
+    return UMT5Config(**sizes, feed_forward_proj="gated-gelu", dropout_rate=0.0)
 
 
-def load_umt5(tensors: Mapping[str, Tensor]) -> UMT5EncoderModel:
-    """transformers' encoder with these weights, of either key form. Raises BadRequest if they don't fit."""
+def load_umt5(tensors: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) -> UMT5EncoderModel:
+    """transformers' encoder with these weights, of either key form; `stated` as for `umt5_config`.
+
+    Raises BadRequest if they don't fit.
+    """
     named = umt5_keys(tensors)
-    config = umt5_config(named)
+    config = umt5_config(named, stated)
     with torch.device("meta"):
         encoder = UMT5EncoderModel(config)
     load_strict(encoder, named | dict.fromkeys(_TIED, named["shared.weight"]))
@@ -83,29 +88,37 @@ def zero_padding(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden * mask.to(hidden.device, hidden.dtype)[..., None]
 
 
-class UMT5PromptEncoder:
+class UMT5Encoder:
     """Prompts -> the rows a Wan model attends to. Stateless, shared by all sessions (`base.PromptEncoder`).
 
     Rows past a prompt's own tokens are zero, not left out: the model projects and attends to them all the same.
-    text_len: rows of each prompt; longer ones are cut (the end token stays).
     """
 
-    def __init__(self, encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, text_len: int = TEXT_LEN):
-        if len(tokenizer) > encoder.config.vocab_size:
-            raise BadRequest(f"the tokenizer has {len(tokenizer)} ids, the encoder only {encoder.config.vocab_size}")
-        self.encoder = encoder
-        self.tokenizer = tokenizer
-        self.text_len = text_len
+    def __init__(
+        self,
+        weights: str | Path,
+        tokenizer: str | Path,
+        *,
+        config: str | Path | None = None,
+        text_len: int = TEXT_LEN,
+        dtype: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        """weights, tokenizer: paths or hub names, weights in either key form. config: a config.json of transformers,
+        needed only for what `umt5_config` can't know. text_len: rows of each prompt; longer ones are cut (the end
+        token stays). dtype: default the file's own. device: default CUDA where there is one.
 
-    @classmethod
-    def load(
-        cls, weights: str | Path, tokenizer: str | Path, text_len: int = TEXT_LEN, dtype: torch.dtype | None = None
-    ) -> UMT5PromptEncoder:
-        """From paths or hub names, weights of either key form; dtype: the file's own if None."""
-        encoder = load_umt5(read(weights))
-        if dtype is not None:
-            encoder.to(dtype=dtype)  # type: ignore[call-arg]
-        return cls(encoder, load_tokenizer(tokenizer), text_len)
+        Raises BadRequest for weights that don't fit, or another model's tokenizer.
+        """
+        self.text_len = text_len
+        self.tokenizer = load_tokenizer(tokenizer)
+        stated = None if config is None else json.loads(locate(config).read_text())
+        self.encoder = load_umt5(read(weights), stated).requires_grad_(False)
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder.to(device=place, dtype=getattr(torch, dtype) if dtype else None)  # type: ignore[call-arg]
+        if len(self.tokenizer) > self.encoder.config.vocab_size:
+            ids = f"{len(self.tokenizer)} ids, the encoder only {self.encoder.config.vocab_size}"
+            raise BadRequest(f"{tokenizer} is another model's: it has {ids}")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [B, text_len, dim]. Raises BadRequest for an empty text."""
