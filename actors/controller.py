@@ -1,0 +1,99 @@
+"""The controller: which models there are, which actors run them, and where a session goes. One a cluster.
+
+It owns the stage actors, so they end with it. It decides nothing about a running session: that is its runner's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from riverrun.actors.encoder import start_encoder
+from riverrun.actors.loading import carried
+from riverrun.actors.pool import MemberHealth, Place, Pool
+from riverrun.actors.stage import StageHealth
+from riverrun.actors.stage_actor import start_stage
+from riverrun.configs import ModelConfig
+from riverrun.models.base import BadRequest, ModelInfo
+
+log = logging.getLogger(__name__)
+NAME, NAMESPACE = "riverrun-controller", "riverrun"
+WATCH_S = 1.0
+P99S = 20.0
+"""A step may take so many times the 99th percentile of the last ones before its actor counts as hung."""
+
+
+class Controller:
+    """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung."""
+
+    def __init__(self, models: Sequence[ModelConfig], step_timeout_s: float) -> None:
+        self._pools = {m.name: Pool(m, start_encoder if m.stage == "encoder" else start_stage) for m in models}
+        self._step_timeout_s = step_timeout_s
+        for pool in self._pools.values():
+            if pool.config.actor.eager:
+                pool.fill()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    @carried
+    def place(self, models: Sequence[str]) -> list[Place]:
+        """An actor for each stage's model. Raises BadRequest (no such model), NoRoom, Unavailable."""
+        return [self._pool(model).place() for model in models]
+
+    @carried
+    def encoder(self, model: str) -> Place | None:
+        """The prompt encoder of a model, if it wants one."""
+        wanted = self._pool(model).config.encoder
+        return self._pool(wanted).any() if wanted else None
+
+    @carried
+    def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
+        """What each model says of itself; None for those not running yet. Waits for those that are loading."""
+        with ThreadPoolExecutor(max(1, len(self._pools))) as threads:
+            return dict(zip(self._pools, threads.map(lambda p: p.info(timeout_s), self._pools.values()), strict=True))
+
+    @carried
+    def actors(self) -> list[MemberHealth]:
+        """Every actor of every model."""
+        return [health for pool in self._pools.values() for health in pool.healths()]
+
+    def _pool(self, model: str) -> Pool:
+        if model not in self._pools:
+            raise BadRequest(f"no model {model!r}; there are {', '.join(sorted(self._pools))}")
+        return self._pools[model]
+
+    def _watch(self) -> None:
+        """Replaces what died and ends what hangs, for ever."""
+        while True:
+            time.sleep(WATCH_S)
+            for pool in self._pools.values():
+                try:
+                    self._look(pool)
+                except Exception:
+                    log.exception("looking after model %s failed", pool.config.name)
+
+    def _look(self, pool: Pool) -> None:
+        for member in pool.healths():
+            if member.health and is_hung(member.health, self._step_timeout_s):
+                pool.kill(member.actor, f"its step has run for {member.health.running_s:.0f} s")
+        if pool.is_used and not pool.has_failed:
+            pool.fill()
+
+
+def is_hung(health: StageHealth, step_timeout_s: float) -> bool:
+    """Whether the step in hand is too old. The first one may take its time (it warms up)."""
+    return health.steps > 0 and health.running_s > max(step_timeout_s, P99S * health.p99_ms / 1000)
+
+
+def controller_actor(models: Mapping[str, ModelConfig], step_timeout_s: float) -> tuple[ray.actor.ActorHandle, bool]:
+    """The cluster's controller, and whether this call started it."""
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE), False
+    except ValueError:
+        remote = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0, max_task_retries=0)(Controller)
+        options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
+        return remote.options(**options).remote(list(models.values()), step_timeout_s), True

@@ -1,0 +1,79 @@
+"""The prompt encoder as an actor of its own, shared by all sessions: stateless but for a bounded cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+import ray
+
+from riverrun.actors.loading import build, carried, set_threads, start_actor
+from riverrun.actors.stage import StageHealth
+from riverrun.configs import ModelConfig
+from riverrun.models.base import BadRequest
+
+CACHE_BYTES = 256 << 20
+"""Thirty embeddings of the released encoder (512 x 4096 float32)."""
+
+
+class EmbeddingCache:
+    """The embeddings of the prompts used last, at most `max_bytes` of them. Safe for any thread."""
+
+    def __init__(self, encode: Callable[[str], np.ndarray], max_bytes: int = CACHE_BYTES) -> None:
+        self._encode, self._max_bytes = encode, max_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, np.ndarray] = OrderedDict()
+        self.nbytes = self.misses = 0
+
+    def get(self, text: str) -> np.ndarray:
+        """float32 [text_len, dim], read-only. Raises BadRequest for an empty text."""
+        if not text.strip():
+            raise BadRequest("the prompt is empty; say what to show")
+        with self._lock:  # also serialises the encoder, which has one set of weights
+            if text not in self._held:
+                self._keep(text, self._encode(text))
+            self._held.move_to_end(text)
+            return self._held[text]
+
+    def _keep(self, text: str, embedding: np.ndarray) -> None:
+        embedding.setflags(write=False)
+        self._held[text] = embedding
+        self.nbytes += embedding.nbytes
+        self.misses += 1
+        while self.nbytes > self._max_bytes and len(self._held) > 1:
+            self.nbytes -= self._held.popitem(last=False)[1].nbytes
+
+
+class EncoderActor:
+    """One process with the encoder's weights, loaded by `load`."""
+
+    def __init__(self, config: ModelConfig, incarnation: str) -> None:
+        self._config, self._incarnation = config, incarnation
+        self._node = ray.get_runtime_context().get_node_id()
+        self._cache: EmbeddingCache
+
+    @carried
+    def load(self) -> None:
+        """Loads the encoder. Raises BadRequest (the configuration)."""
+        set_threads(self._config.actor.threads)
+        encoder = build(self._config)
+        self._cache = EmbeddingCache(lambda text: np.asarray(encoder.encode([text])[0], np.float32))
+
+    @carried
+    def encode(self, text: str) -> np.ndarray:
+        return self._cache.get(text)
+
+    def health(self) -> StageHealth:
+        """As a stage's: it holds its cache and no sessions."""
+        cache = self._cache
+        return StageHealth(
+            self._incarnation, 0, 0, cache.nbytes, cache.nbytes, cache.misses, 0.0, 0.0, os.getpid(), self._node
+        )
+
+
+def start_encoder(config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
+    """A new encoder actor, loading its weights."""
+    return start_actor(EncoderActor, {"encode": 4, "control": 2}, {"encode": "encode"}, config, incarnation)

@@ -1,0 +1,69 @@
+"""Ray actors behind the protocols of `graphs/stage.py`: calls are awaited, and Ray's errors become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
+from riverrun.models.base import BadRequest, Corrupt, ModelInfo, Unavailable
+
+
+async def ask(call: Awaitable[Any], who: str) -> Any:
+    """The result of a remote call. The actor's own BadRequest, Unavailable and Corrupt arrive as they were raised."""
+    try:
+        return await call
+    except RayTaskError as error:
+        raise own_error(error) from None
+    except RayActorError as error:
+        raise StageGone(f"{who} died") from error
+    except RayError as error:
+        raise StageGone(f"{who} can't be reached: {type(error).__name__}") from error
+
+
+def own_error(error: RayTaskError) -> Exception:
+    """What the actor raised, if it is ours; Corrupt otherwise."""
+    cause = error.cause
+    if isinstance(cause, BadRequest | Unavailable | Corrupt):
+        return cause
+    return Corrupt(f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}")
+
+
+class RayStageHandle:
+    """`StageHandle` over a stage actor. by_reference: output ports that feed another stage; their large chunks stay in
+    the object store, while what only clients read comes back inline."""
+
+    def __init__(self, actor: ray.actor.ActorHandle, who: str, by_reference: frozenset[str] = frozenset()) -> None:
+        self._actor, self._who, self._by_reference = actor, who, by_reference
+
+    async def open(self, request: OpenRequest) -> OpenReply:
+        return await ask(self._actor.open.remote(request), self._who)
+
+    async def step(self, request: StepRequest) -> StepReply:
+        return await ask(self._actor.step.remote(request, self._by_reference), self._who)
+
+    async def attach(self, session: str, epoch: Epoch) -> AttachReply:
+        return await ask(self._actor.attach.remote(session, epoch), self._who)
+
+    async def close(self, session: str, epoch: Epoch) -> None:
+        await ask(self._actor.close.remote(session, epoch), self._who)
+
+    async def fetch(self, data: Any) -> np.ndarray:
+        return await ask(data, self._who) if isinstance(data, ray.ObjectRef) else data
+
+    async def info(self) -> ModelInfo:
+        return await ask(self._actor.info.remote(), self._who)
+
+
+class RayEncoderHandle:
+    """`EncoderHandle` over the shared encoder actor."""
+
+    def __init__(self, actor: ray.actor.ActorHandle, who: str) -> None:
+        self._actor, self._who = actor, who
+
+    async def encode(self, text: str) -> np.ndarray:
+        return await ask(self._actor.encode.remote(text), self._who)

@@ -1,0 +1,100 @@
+"""From a model's configuration to the object: inside the actor's process, which alone imports what the model needs."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import operator
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from riverrun.configs import ModelConfig
+from riverrun.models.base import BadRequest, Corrupt, StreamModel, Unavailable
+
+log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).parent.parent
+_INSIDE = "package:"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def set_threads(count: int) -> None:
+    """Threads for the maths libraries; before they are imported too, since Ray presets one."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def build(config: ModelConfig) -> Any:
+    """The model (or encoder) that `config` names. Raises BadRequest saying which part of it is wrong.
+
+    `class` may also name what makes one ("pkg.mod:Class.load").
+    """
+    if config.search_path and config.search_path not in sys.path:
+        sys.path.insert(0, config.search_path)
+    module, _, name = config.class_path.partition(":")
+    try:
+        make = operator.attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise BadRequest(f"model {config.name!r}: can't import {config.class_path!r}: {error}") from error
+    try:
+        model = make(**{key: _resolve(value) for key, value in config.args.items()})
+    except (TypeError, ValueError, OSError) as error:
+        raise BadRequest(f"model {config.name!r}: {error}") from error
+    if config.stage == "encoder":
+        if not callable(getattr(model, "encode", None)):
+            raise BadRequest(f"model {config.name!r}: {config.class_path!r} has no method 'encode'")
+    elif not isinstance(model, StreamModel):
+        raise BadRequest(f"model {config.name!r}: {config.class_path!r} is no riverrun.models.base.StreamModel")
+    return model
+
+
+def _resolve(value: Any) -> Any:
+    """`package:weights/x.safetensors` becomes the path of that file in the installed package."""
+    if isinstance(value, str) and value.startswith(_INSIDE):
+        return str(PACKAGE / value.removeprefix(_INSIDE))
+    return value
+
+
+def carried(method: F) -> F:
+    """For methods of Ray actors: our own errors pass; others become Corrupt, as their class may not be importable
+    where they arrive."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except (BadRequest, Unavailable, Corrupt):
+            raise
+        except Exception as error:
+            log.exception("%s failed", method.__name__)
+            raise Corrupt(f"{method.__name__} failed: {type(error).__name__}: {error}") from None
+
+    return call  # type: ignore[return-value]
+
+
+def start_actor(
+    cls: type, groups: dict[str, int], places: dict[str, str], config: ModelConfig, incarnation: str
+) -> ray.actor.ActorHandle:
+    """A Ray actor of `cls`: threads by concurrency group, methods in group `control` unless `places` says another.
+
+    Ray restarts neither it nor its calls (design §4). It counts no CPU, or it would pend for ever on a small machine.
+    """
+    for name in (name for name in vars(cls) if not name.startswith("_")):
+        ray.method(concurrency_group=places.get(name, "control"))(getattr(cls, name))
+    limits = config.actor
+    remote = ray.remote(
+        concurrency_groups=groups,
+        num_cpus=0,
+        num_gpus=limits.num_gpus,
+        resources=dict(limits.resources) or None,
+        max_restarts=0,
+        max_task_retries=0,
+    )(cls)
+    return remote.remote(config, incarnation)

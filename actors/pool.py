@@ -1,0 +1,189 @@
+"""The actors of one model: started, watched, and replaced under a new incarnation when they die."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from riverrun.actors.handles import own_error
+from riverrun.actors.sessions import NoRoom
+from riverrun.actors.stage import StageHealth
+from riverrun.cluster.placement import Load, least_loaded
+from riverrun.configs import ModelConfig
+from riverrun.models.base import ModelInfo, Unavailable
+
+log = logging.getLogger(__name__)
+START_S = 300.0
+ANSWER_S = 5.0
+RETRY_S = 10.0
+"""A model that would not load is not tried again for so long."""
+
+Start = Callable[[ModelConfig, str], ray.actor.ActorHandle]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An actor that a session may be opened on. actor: its name; incarnation: which life of it."""
+
+    actor: str
+    model: str
+    incarnation: str
+    handle: ray.actor.ActorHandle
+    info: ModelInfo | None
+
+
+@dataclass
+class Member:
+    """One actor. loading: the reference of its `load`. loaded: that has come back."""
+
+    name: str
+    incarnation: str
+    handle: ray.actor.ActorHandle
+    loading: ray.ObjectRef
+    loaded: bool = False
+    info: ModelInfo | None = None
+
+
+@dataclass(frozen=True)
+class MemberHealth:
+    """One actor as the controller sees it. health: None while it loads or does not answer."""
+
+    actor: str
+    model: str
+    incarnation: str
+    health: StageHealth | None
+
+
+class Pool:
+    """`config.actor.count` actors of one model. Safe for any thread."""
+
+    def __init__(self, config: ModelConfig, start: Start) -> None:
+        self.config = config
+        self._start = start
+        self._lock = threading.RLock()
+        self._members: dict[str, Member] = {}
+        self._failure: tuple[float, Exception] | None = None
+        self.is_used = False  # once used, its actors are kept running
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the model could not be loaded the last time; it is tried again when a session asks for it."""
+        return self._failure is not None
+
+    def fill(self) -> None:
+        """Starts what is missing. Raises Unavailable if the last start failed only a moment ago."""
+        with self._lock:
+            self.is_used = True
+            if self._failure and time.monotonic() < self._failure[0] + RETRY_S:
+                raise Unavailable(f"model {self.config.name!r} can't be loaded: {self._failure[1]}")
+            self._failure = None
+            for n in range(self.config.actor.count):
+                name = f"{self.config.name}-{n}"
+                if name not in self._members:
+                    self._members[name] = self._start_one(name)
+
+    def place(self) -> Place:
+        """The actor with most room, started first if need be. Raises Unavailable, NoRoom."""
+        for _ in range(3):  # an actor may turn out dead, and its replacement too
+            self.fill()
+            healths = {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}
+            loads = [Load(n, h.sessions, h.max_sessions, h.reserved_bytes) for n, (_, h) in healths.items()]
+            if loads:
+                chosen = least_loaded(loads)
+                if chosen is None:
+                    places = sum(load.max_sessions for load in loads)
+                    raise NoRoom(f"all {places} places of model {self.config.name!r} are taken; one must end first")
+                return self._place(healths[chosen][0])
+        raise self._nobody()
+
+    def any(self) -> Place:
+        """Any actor that is loaded, for what needs no place of its own."""
+        self.fill()
+        for member in self._loaded(START_S):
+            if self._health(member):
+                return self._place(member)
+        raise self._nobody()
+
+    def info(self, timeout_s: float) -> ModelInfo | None:
+        """What the model says of itself; None if it has not been started or does not load in time."""
+        return next((m.info for m in self._loaded(timeout_s) if m.info), None)
+
+    def healths(self) -> list[MemberHealth]:
+        """All actors of the model; dead ones are taken out."""
+        with self._lock:
+            members = list(self._members.values())
+        seen = [(m, self._health(m) if self._is_loaded(m) else None) for m in members]
+        return [MemberHealth(m.name, self.config.name, m.incarnation, health) for m, health in seen]
+
+    def kill(self, actor: str, why: str) -> None:
+        """Ends an actor's process; the next call replaces it."""
+        with self._lock:
+            member = self._members.pop(actor, None)
+        if member:
+            log.error("actor %s (%s) is ended: %s", actor, member.incarnation, why)
+            ray.kill(member.handle)
+
+    def _start_one(self, name: str) -> Member:
+        incarnation = uuid.uuid4().hex[:12]
+        handle = self._start(self.config, incarnation)
+        return Member(name, incarnation, handle, handle.load.remote())
+
+    def _loaded(self, timeout_s: float) -> list[Member]:
+        """Members that are loaded; waits for the first one."""
+        with self._lock:
+            members = list(self._members.values())
+        if members and not any(m.loaded for m in members):
+            ray.wait([m.loading for m in members], num_returns=1, timeout=timeout_s)
+        return [m for m in members if self._is_loaded(m)]
+
+    def _is_loaded(self, member: Member) -> bool:
+        if member.loaded:
+            return True
+        try:
+            member.info = ray.get(member.loading, timeout=0)
+        except GetTimeoutError:
+            return False
+        except RayTaskError as error:
+            return self._fail(member, own_error(error))
+        except RayActorError:
+            return self._fail(member, Unavailable("its process died while loading"))
+        with self._lock:
+            if not member.loaded and member.info:
+                member.handle.run.remote()
+            member.loaded = True
+        return True
+
+    def _fail(self, member: Member, why: Exception) -> bool:
+        log.error("model %s can't be loaded: %s", self.config.name, why)
+        with self._lock:
+            self._members.pop(member.name, None)
+            self._failure = (time.monotonic(), why)
+        ray.kill(member.handle)
+        return False
+
+    def _nobody(self) -> Unavailable:
+        why = f"can't be loaded: {self._failure[1]}" if self._failure else "has no actor that answers"
+        return Unavailable(f"model {self.config.name!r} {why}")
+
+    def _health(self, member: Member) -> StageHealth | None:
+        """None if it is dead (and taken out) or does not answer (and left in)."""
+        try:
+            return ray.get(member.handle.health.remote(), timeout=ANSWER_S)
+        except GetTimeoutError:
+            log.warning("actor %s (%s) has not answered for %g s", member.name, member.incarnation, ANSWER_S)
+        except RayActorError:
+            with self._lock:
+                if self._members.get(member.name) is member:
+                    log.error("actor %s (%s) died; it is replaced", member.name, member.incarnation)
+                    del self._members[member.name]
+        return None
+
+    def _place(self, member: Member) -> Place:
+        return Place(member.name, self.config.name, member.incarnation, member.handle, member.info)
