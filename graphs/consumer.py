@@ -49,9 +49,9 @@ class ConsumerSpec:
 class Lane:
     """One port of one consumer: where it stands and how many frames it may still be given."""
 
-    def __init__(self, ring: OutputRing, position: int):
+    def __init__(self, ring: OutputRing):
         self.ring = ring
-        self.position = position
+        self.position = -1
         self.credits = 0
 
     def add(self, credits: int) -> None:

@@ -57,20 +57,20 @@ class Session(Protocol):
 
     clock: Clock
     signal: Signal
+    sources_held: bool  # paused: nothing new enters the graph
+    sources_ended: bool  # no more is wanted: sources and client inputs end
 
     @property
-    def sources_held(self) -> bool:
-        """Paused: nothing new enters the graph."""
+    def session_id(self) -> str: ...
 
     @property
-    def sources_ended(self) -> bool:
-        """No more wanted: sources and client inputs end."""
+    def epoch(self) -> Epoch: ...
 
     def emit(self, ring: OutputRing, chunk: Chunk, release: Callable[[], None]) -> None:
         """A chunk for the clients."""
 
-    async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply) -> None:
-        """Step `reply.seq` carried these controls. Returns when that is logged."""
+    async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply, next_chunk: int) -> None:
+        """Step `reply.seq` carried these; `next_chunk` is next on the first port. Returns when it is logged."""
 
     def made(self, stage: str, revision: int, chunk: int, frame: int) -> None:
         """The first chunk of `stage` since it took control `revision`, and the number of its first frame."""
@@ -84,8 +84,6 @@ class StageDriver:
     """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go."""
 
     name: str
-    session_id: str
-    epoch: Epoch
     handle: StageHandle
     description: Description
     session: Session
@@ -145,8 +143,8 @@ class StageDriver:
         controls = tuple(self.controls)
         self.controls.clear()
         request = StepRequest(
-            session=self.session_id,
-            epoch=self.epoch,
+            session=self.session.session_id,
+            epoch=self.session.epoch,
             seq=self.next_seq,
             inputs=(edge.head,) if edge and edge.head else (),
             controls=controls,
@@ -158,7 +156,8 @@ class StageDriver:
         self.held_bytes, self._ready = reply.held_bytes, reply.ready
         self.compute_ms.append(reply.compute_ms)
         if controls:
-            await self.session.carried(self.name, controls, reply)
+            next_chunk = self.chunks.get(self.description.outputs[0].name, 0)
+            await self.session.carried(self.name, controls, reply, next_chunk)
         if edge:
             self.session.consumed(edge, edge.pop())
         self._hand_on(request, reply)

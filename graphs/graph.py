@@ -170,6 +170,9 @@ def validate(graph: Graph, descriptions: Mapping[str, Description]) -> None:
         _port(graph, descriptions, endpoint, "inputs")
     for endpoint in graph.outputs.values():
         _port(graph, descriptions, endpoint, "outputs")
+    for stage in graph.stages:
+        if not any(end.stage == stage.name for end in [*(e.source for e in graph.edges), *graph.outputs.values()]):
+            raise BadRequest(f"stage {stage.name!r} leads to no output of the graph")
     fed = [str(e.target) for e in graph.edges] + [str(e) for e in graph.inputs.values()]
     for stage in graph.stages:
         for port in descriptions[stage.name].inputs:

@@ -109,8 +109,11 @@ class OutputRing:
 
     # ---- the controller's side ----
 
-    def begin(self, last_received: int | None, credits: int) -> None:
-        """A controller (re)connects. Raises Corrupt for frames that are gone, BadRequest for ones never sent."""
+    def start_for(self, last_received: int | None) -> int:
+        """Where a controller begins: after `last_received`, or at the first frame kept.
+
+        Raises Corrupt for frames that are gone, BadRequest for ones never sent.
+        """
         kept_from = self._slots[0].first if self._slots else self.next_frame
         start = kept_from if last_received is None else last_received + 1
         if start > self.next_frame:
@@ -119,7 +122,12 @@ class OutputRing:
             raise Corrupt(
                 f"port {self.name!r}: frames {start} to {kept_from - 1} are gone, the first kept is {kept_from}"
             )
-        self.cursor, self.acked = start, max(self.acked, start if last_received is not None else 0)
+        return start
+
+    def begin(self, start: int, received: bool, credits: int) -> None:
+        """A controller goes on at `start`. received: it said that it has all before."""
+        self.cursor = start
+        self.acked = max(self.acked, start if received else 0)
         self._keep = max(self._keep_always, credits)
 
     def keep_at_least(self, frames: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from riverrun.models.base import Kind
-from riverrun.store.records import SessionState
+from riverrun.graphs.driver import StageDriver, percentile
+from riverrun.graphs.graph import Endpoint
+from riverrun.models.base import Description, Kind
+from riverrun.store.records import Placement, SessionState
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,10 @@ class StageStatus:
     model: str
     actor: str
     incarnation: str
-    steps: int
-    held_bytes: int
-    compute_ms_p50: float
-    compute_ms_p99: float
+    steps: int = 0
+    held_bytes: int = 0
+    compute_ms_p50: float = 0.0
+    compute_ms_p99: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class OutputStatus:
 
 @dataclass(frozen=True)
 class RunnerStatus:
-    """frames_delivered: on all outputs, to controllers, each counted once."""
+    """frames_delivered: on all outputs, to controllers, each counted once. outputs: empty until the stages are open."""
 
     session: str
     graph: str
@@ -47,3 +49,23 @@ class RunnerStatus:
     frames_delivered: int
     stages: tuple[StageStatus, ...]
     outputs: tuple[OutputStatus, ...]
+
+
+def stage_status(name: str, model: str, place: Placement, driver: StageDriver | None) -> StageStatus:
+    """driver: None while the session is opening."""
+    if driver is None:
+        return StageStatus(name, model, place.actor, place.incarnation)
+    p50, p99 = (percentile(driver.compute_ms, share) for share in (0.5, 0.99))
+    return StageStatus(name, model, place.actor, place.incarnation, driver.next_seq, driver.held_bytes, p50, p99)
+
+
+def output_status(name: str, at: Endpoint, about: Description) -> OutputStatus:
+    """about: of the stage that makes it."""
+    return OutputStatus(
+        port=name,
+        kind=next(p.kind for p in about.outputs if p.name == at.port),
+        fps=about.fps,
+        frame_shape=about.frame_shape,
+        chunk_frames=about.chunk_frames,
+        first_frames=about.chunk_frames if about.first_frames is None else about.first_frames,
+    )

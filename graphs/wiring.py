@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from riverrun.graphs.driver import Deadlines, Session, StageDriver
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.graph import Edge, Endpoint, Graph
 from riverrun.graphs.ring import OutputRing
-from riverrun.graphs.stage import Epoch, StageHandle
+from riverrun.graphs.stage import StageHandle
 from riverrun.models.base import Description
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """edges: by the input port they lead to. rings: by graph output. drivers: by stage, in flow order."""
-
-    edges: Mapping[Endpoint, EdgeQueue]
-    rings: Mapping[str, OutputRing]
-    drivers: Mapping[str, StageDriver]
 
 
 def wire(
@@ -29,12 +19,10 @@ def wire(
     stages: Mapping[str, StageHandle],
     rings: Mapping[str, OutputRing],
     session: Session,
-    session_id: str,
-    epoch: Epoch,
-    deadlines: Deadlines,
     edge_chunks: int,
-) -> Wiring:
-    """A queue before every input port, and a driver a stage between them."""
+    deadlines: Deadlines,
+) -> tuple[dict[Endpoint, EdgeQueue], dict[str, StageDriver]]:
+    """A queue before every input port, by that port, and a driver a stage between them, in flow order."""
     edges = {e.target: EdgeQueue(e.target, _capacity(graph, descriptions, e, edge_chunks)) for e in graph.edges}
     edges |= {at: EdgeQueue(at, edge_chunks, from_client=True) for at in graph.inputs.values()}
     drivers = {}
@@ -42,8 +30,6 @@ def wire(
         outputs = [Endpoint(name, port.name) for port in descriptions[name].outputs]
         drivers[name] = StageDriver(
             name=name,
-            session_id=session_id,
-            epoch=epoch,
             handle=stages[name],
             description=descriptions[name],
             session=session,
@@ -52,19 +38,19 @@ def wire(
             outputs={out.port: [edges[e.target] for e in graph.edges if e.source == out] for out in outputs},
             rings={out.port: [rings[n] for n, at in graph.outputs.items() if at == out] for out in outputs},
         )
-    return Wiring(edges, rings, drivers)
+    return edges, drivers
 
 
 def _capacity(graph: Graph, descriptions: Mapping[str, Description], edge: Edge, edge_chunks: int) -> int:
     """Chunks that may lie on an edge: `edge_chunks`, at least one step's worth of its producer.
 
     Where paths meet again, the short one must hold what the long one takes in before it gives anything, or both would
-    wait for ever: so an edge into a stage of several inputs has room for every other stage's latency besides.
+    wait for ever: so an edge into a stage of several inputs has room for what every other stage may hold back besides.
     """
     made = descriptions[edge.source.stage]
     capacity = max(edge_chunks, made.max_chunks)
     if len(descriptions[edge.target.stage].inputs) > 1:
         ends = (edge.source.stage, edge.target.stage)
-        others = sum(d.latency_frames for name, d in descriptions.items() if name not in ends)
+        others = sum(d.latency_frames + d.chunk_frames for name, d in descriptions.items() if name not in ends)
         capacity += math.ceil(others / max(1, made.chunk_frames))
     return capacity

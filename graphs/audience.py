@@ -1,0 +1,100 @@
+"""Who reads a session: its rings, and the consumers attached to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from riverrun.graphs.consumer import Consumer, ConsumerSpec, Lane, PortWish, Role
+from riverrun.graphs.items import Event, EventType, InputAck, Receipt
+from riverrun.graphs.ring import OutputRing
+from riverrun.graphs.waiting import Clock, Signal
+from riverrun.models.base import BadRequest
+
+
+class Audience:
+    """rings: by graph output, the first one first. At most one controller at a time; any number of viewers."""
+
+    def __init__(self, rings: Mapping[str, OutputRing], clock: Clock, signal: Signal):
+        self.rings = rings
+        self._busy_at = clock.now()
+        self._clock = clock
+        self._signal = signal
+        self._consumers: list[Consumer] = []
+
+    @property
+    def first(self) -> OutputRing:
+        return next(iter(self.rings.values()))
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nobody has been here."""
+        return 0.0 if self._consumers else self._clock.now() - self._busy_at
+
+    @property
+    def delivered(self) -> int:
+        """Frames given to controllers, each counted once."""
+        return sum(ring.sent for ring in self.rings.values())
+
+    @property
+    def drained(self) -> bool:
+        """Whether the controller has been given all there is."""
+        return all(ring.drained for ring in self.rings.values())
+
+    def attach(self, spec: ConsumerSpec) -> Consumer:
+        """See `Runner.attach`. Nothing has changed if it raises."""
+        wishes = spec.ports or tuple(PortWish(name, spec.credits) for name in self.rings)
+        for wish in wishes:
+            if wish.port not in self.rings:
+                raise BadRequest(f"no output {wish.port!r}; there are {', '.join(sorted(self.rings))}")
+        lanes = {wish.port: Lane(self.rings[wish.port]) for wish in wishes}
+        for wish in wishes:
+            lanes[wish.port].add(wish.credits)
+        if spec.role is Role.CONTROLLER:
+            self._begin_controller(wishes, lanes)
+        consumer = Consumer(spec.role, lanes, self._signal, self._touch, self._detach)
+        for lane in lanes.values():
+            lane.ring.readers += 1
+        self._consumers.append(consumer)
+        self._touch()
+        self._signal.notify()
+        return consumer
+
+    def tell_controller(self, notice: Receipt | InputAck) -> None:
+        for consumer in self._consumers:
+            if consumer.role is Role.CONTROLLER:
+                consumer.tell(notice)
+        self._signal.notify()
+
+    def tell_all(self, event: Event) -> None:
+        for consumer in self._consumers:
+            consumer.tell(event)
+        self._signal.notify()
+
+    def end(self, event: Event) -> None:
+        """The session has ended: rings load nothing more, and everybody is told."""
+        for ring in self.rings.values():
+            ring.close()
+        for consumer in self._consumers:
+            consumer.end(event)
+        self._signal.notify()
+
+    def _begin_controller(self, wishes: Sequence[PortWish], lanes: Mapping[str, Lane]) -> None:
+        starts = {wish.port: self.rings[wish.port].start_for(wish.last_received) for wish in wishes}
+        for old in [c for c in self._consumers if c.role is Role.CONTROLLER]:
+            old.end(Event(EventType.REPLACED, "another controller took over"))
+            self._detach(old)
+        for wish in wishes:
+            lanes[wish.port].position = starts[wish.port]
+            self.rings[wish.port].begin(starts[wish.port], wish.last_received is not None, wish.credits)
+        for name, ring in self.rings.items():
+            ring.set_lossless(name in lanes)
+
+    def _touch(self) -> None:
+        self._busy_at = self._clock.now()
+
+    def _detach(self, consumer: Consumer) -> None:
+        if consumer in self._consumers:
+            self._consumers.remove(consumer)
+            self._touch()
+            for port in consumer.ports:
+                self.rings[port].readers -= 1

@@ -1,0 +1,28 @@
+"""How a runner behaves: bounds and times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from riverrun.graphs.driver import Deadlines
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """edge_chunks: chunks that may lie on an interior edge, the one being worked on included (at least the producer's
+    `max_chunks`). ring_frames: sent but unacked frames kept a port for a reconnect (at least the credits given).
+    idle_timeout_s: for records that name none; 0: never. Times are seconds of the clock.
+    """
+
+    edge_chunks: int = 2
+    ring_frames: int = 64
+    idle_timeout_s: float = 300.0
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    encode_s: float = 60.0
+    close_s: float = 10.0
+    store_s: float = 2.0
+    commit_every_s: float = 5.0
+    log_entries: int = 256
+
+
+DEFAULTS = RunnerConfig()

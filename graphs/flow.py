@@ -1,0 +1,198 @@
+"""An opened session's graph with everything that lies in it: drivers, edges, rings, controls, and who reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from riverrun.graphs.audience import Audience
+from riverrun.graphs.config import RunnerConfig
+from riverrun.graphs.controls import ControlDesk
+from riverrun.graphs.driver import StageDriver
+from riverrun.graphs.edge import EdgeQueue
+from riverrun.graphs.graph import Graph
+from riverrun.graphs.items import Event, EventType, InputAck
+from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.opening import answer
+from riverrun.graphs.ring import OutputRing
+from riverrun.graphs.stage import (
+    EncoderHandle,
+    Epoch,
+    StageGone,
+    StageHandle,
+    StaleEpoch,
+    StepFailed,
+    StepReply,
+    UnknownSession,
+)
+from riverrun.graphs.waiting import Clock, Signal
+from riverrun.graphs.wiring import wire
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
+from riverrun.store.records import PortMark
+
+_WHAT: Mapping[type, str] = {
+    StageGone: "is gone",
+    UnknownSession: "lost its state",
+    StaleEpoch: "was taken over by another gateway",
+    StepFailed: "can't go on",
+    Corrupt: "failed",
+}
+
+
+class Flow:
+    """What the stage drivers call is here (see `driver.Session`), and what moves between them.
+
+    on_end: the sources were told to stop, with the reason. on_fault: a fetch failed.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        descriptions: Mapping[str, Description],
+        stages: Mapping[str, StageHandle],
+        encoders: Mapping[str, EncoderHandle],
+        keeper: RecordKeeper,
+        clock: Clock,
+        signal: Signal,
+        config: RunnerConfig,
+        on_end: Callable[[str], None],
+        on_fault: Callable[[BaseException], None],
+    ):
+        self.clock = clock
+        self.signal = signal
+        self.session_id = keeper.record.id
+        self.epoch = Epoch(keeper.record.epoch, keeper.record.nonce)
+        self.sources_held = False
+        self.sources_ended = False
+        self._graph = graph
+        self._stages = stages
+        self._fetch_s = config.deadlines.floor_s
+        self._max_frames = keeper.record.max_frames
+        self._end_pts: int | None = None
+        self._on_end = on_end
+        self._on_fault = on_fault
+        self._fetches: set[asyncio.Task[None]] = set()
+        rings = {name: self._ring(name, at.stage, config.ring_frames) for name, at in graph.outputs.items()}
+        self.audience = Audience(rings, clock, signal)
+        self.edges, self.drivers = wire(graph, descriptions, stages, rings, self, config.edge_chunks, config.deadlines)
+        self.desk = ControlDesk(
+            descriptions,
+            encoders,
+            keeper,
+            clock,
+            config.encode_s,
+            tell=self.audience.tell_controller,
+            hand=self._hand,
+            pause=self._pause,
+        )
+
+    async def run(self) -> None:
+        """Drives every stage until each has ended and is flushed. Raises what a stage raised, naming the stage."""
+        async with asyncio.TaskGroup() as stages:
+            for driver in self.drivers.values():
+                stages.create_task(self._drive(driver))
+
+    async def push(self, port: str, chunk: Chunk, gone: Callable[[], bool]) -> None:
+        """See `Runner.push`; returns without having taken the chunk when `gone()`."""
+        if port not in self._graph.inputs:
+            raise BadRequest(f"no input {port!r}; there are {', '.join(sorted(self._graph.inputs)) or 'none'}")
+        edge = self.edges[self._graph.inputs[port]]
+        await self.signal.until(lambda: edge.ended or gone() or edge.has_room(1))
+        if edge.ended:
+            raise BadRequest(f"input {port!r} has ended, it takes no more")
+        if not gone():
+            edge.push(chunk, self.epoch.number)
+            self.signal.notify()
+
+    def end_sources(self, reason: str) -> None:
+        """Nothing new enters the graph; what is in it is flushed."""
+        self.sources_ended = True
+        for edge in self.edges.values():
+            edge.ended = edge.ended or edge.from_client
+        self._on_end(reason)
+        self.signal.notify()
+
+    async def stop_fetching(self) -> None:
+        for fetch in (fetches := list(self._fetches)):
+            fetch.cancel()
+        await asyncio.gather(*fetches, return_exceptions=True)
+
+    def marks(self) -> dict[str, Any]:
+        """How far everything has come, as fields of the session record."""
+        rings = self.audience.rings.items()
+        return {
+            "steps": {name: driver.next_seq for name, driver in self.drivers.items()},
+            "consumed": {str(at): edge.taken for at, edge in self.edges.items()},
+            "ports": {name: PortMark(r.next_chunk, r.next_frame, r.sent, r.acked) for name, r in rings},
+        }
+
+    def check(self) -> None:
+        """Raises Corrupt if the books of edges and rings do not add up."""
+        for edge in self.edges.values():
+            edge.check()
+        for ring in self.audience.rings.values():
+            ring.check()
+
+    # ---- what the stage drivers call ----
+
+    def emit(self, ring: OutputRing, chunk: Chunk, release: Callable[[], None]) -> None:
+        """Puts a chunk before the clients, cut where `max_frames` of the first output end."""
+        limit, end = self._max_frames, ring.next_frame + chunk.frames
+        if limit and end >= limit and ring is self.audience.first and self._end_pts is None:
+            self._end_pts = chunk.pts + (limit - ring.next_frame) * chunk.frame_ticks
+            self.end_sources(f"all {limit} frames were made")
+        if self._end_pts is not None:
+            left = math.ceil((self._end_pts - chunk.pts) / chunk.frame_ticks)
+            chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
+        ring.put(chunk, release)
+
+    async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply, next_chunk: int) -> None:
+        await self.desk.carried(stage, controls, reply, next_chunk)
+
+    def made(self, stage: str, revision: int, chunk: int, frame: int) -> None:
+        self.desk.made(stage, revision, chunk, frame)
+
+    def consumed(self, edge: EdgeQueue, chunk: Chunk) -> None:
+        if edge.from_client:
+            port = next(name for name, at in self._graph.inputs.items() if at == edge.target)
+            self.audience.tell_controller(InputAck(port, chunk.first_frame + chunk.frames - 1))
+
+    # ---- its own ----
+
+    async def _drive(self, driver: StageDriver) -> None:
+        try:
+            await driver.run()
+        except (Unavailable, Corrupt, BadRequest) as error:
+            kind = next((k for k in _WHAT if isinstance(error, k)), Corrupt)
+            raise kind(f"stage {driver.name!r} {_WHAT[kind]}: {error}") from error
+
+    def _hand(self, stage: str, control: Control) -> None:
+        self.drivers[stage].controls.append(control)
+
+    def _pause(self, pause: bool) -> tuple[int, int]:
+        if pause != self.sources_held:
+            self.sources_held = pause
+            self.audience.tell_all(Event(EventType.PAUSED if pause else EventType.RESUMED))
+        return self.audience.first.next_chunk, self.audience.first.next_frame
+
+    def _ring(self, name: str, stage: str, keep: int) -> OutputRing:
+        async def fetch(chunk: Chunk) -> np.ndarray:
+            work = self._stages[stage].fetch(chunk.data)
+            return await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
+
+        return OutputRing(name, keep, fetch, self._start_fetch, self.signal)
+
+    def _start_fetch(self, fetch: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(fetch)
+        self._fetches.add(task)
+        task.add_done_callback(self._fetched)
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetches.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._on_fault(error)

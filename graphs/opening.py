@@ -1,0 +1,46 @@
+"""Opens a session at every stage of its graph: prompts encoded first, all stages at once, each within its time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
+
+from riverrun.graphs.controls import PROMPT
+from riverrun.graphs.stage import EncoderHandle, Epoch, OpenReply, OpenRequest, StageGone, StageHandle
+from riverrun.graphs.waiting import Clock, within
+from riverrun.store.records import SessionRecord
+
+T = TypeVar("T")
+
+
+async def answer(clock: Clock, seconds: float, work: Awaitable[T], who: str) -> T:
+    """What `who` answers; raises StageGone, naming it, when that takes longer than `seconds`."""
+    try:
+        return await within(clock, seconds, work)
+    except TimeoutError as error:
+        raise StageGone(f"{who} did not answer for {seconds:g} s") from error
+
+
+async def open_stages(
+    record: SessionRecord,
+    epoch: Epoch,
+    stages: Mapping[str, StageHandle],
+    encoders: Mapping[str, EncoderHandle],
+    clock: Clock,
+    open_s: float,
+    encode_s: float,
+) -> dict[str, OpenReply]:
+    """Replies by stage. The first failure cancels the others; what was opened is the caller's to close."""
+
+    async def open_one(name: str) -> OpenReply:
+        params = record.params.get(name, {})
+        embedding = None
+        if name in encoders and PROMPT in params:
+            embedding = await answer(clock, encode_s, encoders[name].encode(params[PROMPT]), "the prompt encoder")
+        request = OpenRequest(record.id, epoch, params, record.seed, embedding)
+        return await answer(clock, open_s, stages[name].open(request), f"stage {name!r}")
+
+    async with asyncio.TaskGroup() as opening:
+        tasks = {name: opening.create_task(open_one(name)) for name in stages}
+    return {name: task.result() for name, task in tasks.items()}
