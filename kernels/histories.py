@@ -48,7 +48,8 @@ class Histories:
     @property
     def phase(self) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
         """Equal for streams that may be stacked: the same slots, holding tensors of the same shape past the batch."""
-        return tuple((path, None if kept is None else tuple(kept.shape[1:])) for path, kept in self._slots.items())
+        shapes = ((path, None if kept is None else tuple(kept.shape[1:])) for path, kept in self._slots.items())
+        return tuple(sorted(shapes, key=lambda slot: slot[0]))
 
     def clear(self) -> None:
         """Forgets everything, as at the start of a stream."""

@@ -69,6 +69,15 @@ def test_streams_in_one_phase_share_a_step() -> None:
         assert again.nbytes == again.get("a.conv").untyped_storage().nbytes()  # type: ignore[union-attr]
 
 
+def test_the_order_of_first_use_is_no_phase() -> None:
+    one, other = Histories(), Histories()
+    for histories, paths in ((one, "ab"), (other, "ba")):
+        for path in paths:
+            histories.put(path, torch.zeros(1, 2))
+    assert one.phase == other.phase
+    assert Histories.stack([one, other]).nbytes == one.nbytes + other.nbytes
+
+
 def test_streams_in_two_phases_do_not() -> None:
     with pytest.raises(ValueError, match="2 different phases"):
         Histories.stack([filled(1.0), Histories()])

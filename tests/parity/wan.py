@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -83,31 +84,40 @@ def vae_stream(case: Case) -> None:
         frames = [model.decode(chunk, histories) for chunk in latents.split(chunks, dim=1)]
         case.close(torch.cat(frames, dim=1), "out/decode_full")
 
-    histories = Histories()
-    for latent in latents[:, :2].split(1, dim=1):
-        model.decode(latent, histories)
-    slots = kept(histories, "decoder.")
-    names = sorted(case.tensors("out/feat_map_after2/"))
-    assert len(slots) == len(names)
-    for slot, name in zip(slots, names, strict=True):
-        assert slot is not None
-        case.close(slot, f"out/feat_map_after2/{name}")
-
-    restarted = [model.decode(chunk, Histories()) for chunk in latents.split(4, dim=1)]
-    case.close(torch.cat(restarted, dim=1), "out/decode_chunk4_restart")
+    for count in found(case, r"out/feat_map_after(\d+)/.*"):
+        histories = Histories()
+        for latent in latents[:, :count].split(1, dim=1):
+            model.decode(latent, histories)
+        slots = kept(histories, "decoder.")
+        names = sorted(case.tensors(f"out/feat_map_after{count}/"))
+        assert len(slots) == len(names)
+        for slot, name in zip(slots, names, strict=True):
+            assert slot is not None
+            case.close(slot, f"out/feat_map_after{count}/{name}")
+    for size in found(case, r"out/decode_chunk(\d+)_restart"):
+        restarted = [model.decode(chunk, Histories()) for chunk in latents.split(size, dim=1)]
+        case.close(torch.cat(restarted, dim=1), f"out/decode_chunk{size}_restart")
     case.close(model.encode(case["in/pixels"].transpose(1, 2), Histories()), "out/encode")
+
+
+def found(case: Case, pattern: str) -> list[int]:
+    """The numbers in the names of tensors of that pattern."""
+    return sorted({int(match[1]) for name in case.names() if (match := re.fullmatch(pattern, name))})
 
 
 def umt5(case: Case) -> None:
     """Both key forms; rows past a prompt's own tokens are zero."""
     weights = case.tensors("w/")
     ids, mask = case["in/ids"], case["in/mask"]
-    encoder = load_umt5(weights)
+    config = case.meta["config"]
+    (distance,) = (config[name] for name in ("max_distance", "max_dist") if name in config)
+    stated = {"relative_attention_max_distance": distance}
+    encoder = load_umt5(weights, stated)
     hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
     case.close_if_there(hidden, "out/hidden")
     (expected,) = [name for name in case.names() if name in ("out/context_zero_padded", "out/prompt_embeds")]
     case.close(zero_padding(hidden, mask), expected)
-    again = load_umt5(umt5_keys(weights))(input_ids=ids, attention_mask=mask).last_hidden_state
+    again = load_umt5(umt5_keys(weights), stated)(input_ids=ids, attention_mask=mask).last_hidden_state
     assert torch.equal(again, hidden)
 
 
