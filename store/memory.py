@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from riverrun.models.base import BadRequest
-from riverrun.store.records import Conflict, ControlEntry, Page, SessionRecord
-
-ENDED_TTL_S = 3600.0
+from riverrun.store.records import ENDED_TTL_S, Conflict, ControlEntry, Page, SessionRecord, make_token, parse_token
 
 
 class MemoryStore:
@@ -107,19 +105,3 @@ class MemoryStore:
 
 def _order(record: SessionRecord) -> tuple[float, str]:
     return record.created, record.id
-
-
-def make_token(record: SessionRecord) -> str:
-    """A page token: where the page ended."""
-    return f"{record.created!r}:{record.id}"
-
-
-def parse_token(token: str) -> tuple[float, str] | None:
-    """Raises BadRequest for a token that `make_token` did not make."""
-    created, _, session = token.partition(":")
-    if not token:
-        return None
-    try:
-        return float(created), session
-    except ValueError:
-        raise BadRequest(f"page token {token!r} is none of ours; leave it empty for the first page") from None

@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from riverrun.models.base import Corrupt, Unavailable
+from riverrun.models.base import BadRequest, Corrupt, Unavailable
 
 SCHEMA = 1
+ENDED_TTL_S = 3600.0
+"""For how long an ended session's record can be read."""
+LIVE_TTL_S = 86_400.0
+"""For how long after its last write a live record stays."""
 
 
 class Conflict(Unavailable):
@@ -183,6 +187,22 @@ class Page:
 
     records: tuple[SessionRecord, ...]
     token: str = ""
+
+
+def make_token(record: SessionRecord) -> str:
+    """A page token: where the page ended."""
+    return f"{record.created!r}:{record.id}"
+
+
+def parse_token(token: str) -> tuple[float, str] | None:
+    """Raises BadRequest for a token that `make_token` did not make."""
+    created, _, session = token.partition(":")
+    if not token:
+        return None
+    try:
+        return float(created), session
+    except ValueError:
+        raise BadRequest(f"page token {token!r} is none of ours; leave it empty for the first page") from None
 
 
 class Store(Protocol):

@@ -1,0 +1,233 @@
+"""Sessions in Redis (or Valkey): one hash and one list a session, an index for paging, a heartbeat a gateway.
+
+    rr:{<session>}:record   hash: version, epoch, nonce, json     (the braces keep a session in one cluster slot)
+    rr:{<session>}:log      list: control log, bounded
+    rr:client:<tenant>:<client_id>   the session that a client id stands for
+    rr:sessions             sorted set: session by time of creation; a hint, mended when a page is read
+    rr:gateway:<name>, rr:gateways   address with a TTL, and sorted set: gateway by expiry
+
+Everything of a session expires: an ended one after `ended_ttl_s`, a live one `live_ttl_s` after its last write (its
+runner writes every few seconds; one that nobody writes any more is an orphan). No command here scans the key space.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from riverrun.models.base import BadRequest, Unavailable
+from riverrun.store.records import (
+    ENDED_TTL_S,
+    LIVE_TTL_S,
+    Conflict,
+    ControlEntry,
+    Page,
+    SessionRecord,
+    make_token,
+    parse_token,
+)
+
+INDEX = "rr:sessions"
+GATEWAYS = "rr:gateways"
+BATCH = 100
+Args = list[str | int]
+
+_CREATE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'epoch', ARGV[2], 'nonce', ARGV[3], 'json', ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+_WRITE = """
+local at = redis.call('HMGET', KEYS[1], 'version', 'epoch', 'nonce')
+if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] or at[3] ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[4], 'epoch', ARGV[5], 'nonce', ARGV[6], 'json', ARGV[7])
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
+redis.call('PEXPIRE', KEYS[2], ARGV[8])
+return 1
+"""
+_LOG = """
+local at = redis.call('HMGET', KEYS[1], 'epoch', 'nonce')
+if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] then return 0 end
+redis.call('RPUSH', KEYS[2], ARGV[3])
+redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+return 1
+"""
+_CLAIM = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return held end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return ARGV[2]
+"""
+
+
+def record_key(session: str) -> str:
+    return f"rr:{{{session}}}:record"
+
+
+def log_key(session: str) -> str:
+    return f"rr:{{{session}}}:log"
+
+
+def client_key(record: SessionRecord) -> str:
+    return f"rr:client:{record.tenant}:{record.client_id}"
+
+
+class SessionStore:
+    """See `records.Store`. url: redis://, rediss:// or unix://. timeout_s: of connecting, and of each command."""
+
+    def __init__(
+        self, url: str, timeout_s: float = 2.0, ended_ttl_s: float = ENDED_TTL_S, live_ttl_s: float = LIVE_TTL_S
+    ):
+        self._redis: Any = redis.asyncio.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),
+        )
+        self._ended_ms = int(ended_ttl_s * 1000)
+        self._live_ms = int(live_ttl_s * 1000)
+        self._create = self._redis.register_script(_CREATE)
+        self._write = self._redis.register_script(_WRITE)
+        self._log = self._redis.register_script(_LOG)
+        self._claim = self._redis.register_script(_CLAIM)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Raises Unavailable if the store can't be reached."""
+        with _reached():
+            await self._redis.ping()
+
+    async def create(self, record: SessionRecord) -> SessionRecord:
+        """The record is written before its client id is claimed, so a claimed id always has one to show."""
+        new = replace(record, version=1)
+        with _reached():
+            fields: Args = [1, new.epoch, new.nonce, new.to_json(), self._live_ms]
+            if not await self._create(keys=[record_key(new.id)], args=fields):
+                return await self.get(new.id) or await self.create(record)  # it expired in between
+            await self._redis.zadd(INDEX, {new.id: new.created})
+        winner = await self._claimed(new) if new.client_id else new
+        if winner.id != new.id:
+            await self.delete(new.id)
+        return winner
+
+    async def _claimed(self, new: SessionRecord) -> SessionRecord:
+        """The record that holds the client id now: `new`, or a live one that had it before."""
+        dead = ""
+        while True:
+            with _reached():
+                held = await self._claim(keys=[client_key(new)], args=[dead, new.id, self._live_ms])
+            if held == new.id:
+                return new
+            holder = await self.get(held)
+            if holder is not None and not holder.state.ended:
+                return holder
+            dead = held
+
+    async def get(self, session: str) -> SessionRecord | None:
+        with _reached():
+            text = await self._redis.hget(record_key(session), "json")
+        return SessionRecord.from_json(text) if text else None
+
+    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+        after = parse_token(token)
+        found: list[SessionRecord] = []
+        skip = 0
+        while len(found) <= size:
+            with _reached():
+                top = "+inf" if after is None else repr(after[0])
+                rows = await self._redis.zrevrangebyscore(INDEX, top, "-inf", skip, BATCH, withscores=True)
+                ids = [member for member, score in rows if after is None or (score, member) < after]
+                records = await self._read(ids)
+            if not rows:
+                break
+            found += [r for r in records if include_ended or not r.state.ended]
+            skip += len(rows) - (len(ids) - len(records))
+        page = tuple(found[:size])
+        return Page(page, make_token(page[-1]) if len(found) > size else "")
+
+    async def _read(self, ids: list[str]) -> list[SessionRecord]:
+        """Records that are still there; the others leave the index."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for session in ids:
+                pipe.hget(record_key(session), "json")
+            texts = await pipe.execute() if ids else []
+        if gone := [session for session, text in zip(ids, texts, strict=True) if text is None]:
+            await self._redis.zrem(INDEX, *gone)
+        return [SessionRecord.from_json(text) for text in texts if text is not None]
+
+    async def update(self, record: SessionRecord) -> SessionRecord:
+        return await self._replace(record, replace(record, version=record.version + 1))
+
+    async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
+        stored = await self.get(session)
+        if stored is None or stored.version != version:
+            raise Conflict(f"session {session} has not version {version}")
+        if epoch <= stored.epoch:
+            raise BadRequest(f"epoch {epoch} must be above {stored.epoch}")
+        return await self._replace(stored, replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
+
+    async def _replace(self, old: SessionRecord, new: SessionRecord) -> SessionRecord:
+        ttl = self._ended_ms if new.state.ended else self._live_ms
+        guard: Args = [old.version, old.epoch, old.nonce]
+        fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl]
+        with _reached():
+            if not await self._write(keys=[record_key(new.id), log_key(new.id)], args=guard + fields):
+                raise Conflict(f"session {new.id} is not version {old.version} of epoch {old.epoch} any more")
+            if new.client_id:
+                await self._redis.pexpire(client_key(new), ttl)
+        return new
+
+    async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
+        args: Args = [record.epoch, record.nonce, entry.to_json(), keep, self._live_ms]
+        with _reached():
+            if not await self._log(keys=[record_key(record.id), log_key(record.id)], args=args):
+                raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")
+
+    async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
+        with _reached():
+            lines = await self._redis.lrange(log_key(session), 0, -1)
+        return tuple(ControlEntry.from_json(line) for line in lines)
+
+    async def delete(self, session: str) -> None:
+        with _reached():
+            await self._redis.delete(record_key(session), log_key(session))
+            await self._redis.zrem(INDEX, session)
+
+    async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
+        now = time.time()
+        with _reached():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.set(f"rr:gateway:{gateway}", address, px=int(ttl_s * 1000))
+                pipe.zadd(GATEWAYS, {gateway: now + ttl_s})
+                pipe.zremrangebyscore(GATEWAYS, "-inf", now - 3600)
+                await pipe.execute()
+
+    async def gateways(self) -> Mapping[str, str]:
+        with _reached():
+            names = await self._redis.zrange(GATEWAYS, 0, -1)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.get(f"rr:gateway:{name}")
+                found = await pipe.execute() if names else []
+        return {name: address for name, address in zip(names, found, strict=True) if address is not None}
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"the session store does not answer: {type(error).__name__}: {error}") from error

@@ -1,0 +1,41 @@
+"""Both stores, so that one table of tests holds them to the same rules."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from riverrun.store.embedded import EmbeddedServer
+from riverrun.store.memory import MemoryStore
+from riverrun.store.sessions import SessionStore
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture(params=["memory", "redis"])
+def with_store(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Runs an async test with a fresh store of each sort; keywords go to the store."""
+    server = request.getfixturevalue("server") if request.param == "redis" else None
+
+    def run(test: Callable[[Any], Any], **options: float) -> None:
+        async def body() -> None:
+            if server is None:
+                await test(MemoryStore(**options))
+                return
+            store = SessionStore(server.url, **options)
+            await store._redis.flushall()
+            try:
+                await test(store)
+            finally:
+                await store.close()
+
+        asyncio.run(asyncio.wait_for(body(), 20))
+
+    return run
