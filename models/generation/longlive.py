@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riverrun.kernels.cache import CacheSpec, KVCache
+from riverrun.kernels.cache import CacheSpec, KeyForm, KVCache
 from riverrun.kernels.histories import Histories
 from riverrun.kernels.noise import normal
 from riverrun.kernels.policies import SinkWindow
@@ -44,6 +44,7 @@ from riverrun.models.key_forms import dit_keys, vae_keys
 from riverrun.models.snapshot import to_tensors
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
+from riverrun.models.wan.sizes import dit_session, vae_session
 from riverrun.models.wan.stream import TextEntry
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
 from riverrun.models.weights import ADAPTER_WRAPPERS, load_strict, merge_lora, read
@@ -76,7 +77,6 @@ class LongLive(StreamModel):
         with torch.device("meta"):
             self.model = WanModel(dit_config(weights_config)).eval()
             self.vae = WanVAE(vae_sizes(vae_config)).eval()
-            self._meta_vae = WanVAE(self.vae.config).to(self.dtype)
         tensors = dit_keys(read(weights))
         if lora is not None:
             tensors = merge_lora(tensors, read(lora, wrappers=ADAPTER_WRAPPERS), alpha=lora_alpha)
@@ -111,7 +111,7 @@ class LongLive(StreamModel):
     def open(self, params: LongLiveParams, seed: int) -> LongLiveState:
         height, width = self._size(params)
         latent = (self.model.config.in_dim, *(side // self.vae.config.spatial_factor for side in (height, width)))
-        cache = self._cache(latent[1:], self.options.sink if params.sink else 0, self.device)
+        cache = self._cache(latent[1:], self.options.sink if params.sink else 0)
         recent = torch.zeros((0, *latent), dtype=self.dtype, device=self.device)
         nothing = TextEntry(torch.empty(0), torch.empty(0))
         stream = LatentStream(cache, nothing, recent, keep_sink=params.keep_sink)
@@ -215,25 +215,18 @@ class LongLive(StreamModel):
             raise BadRequest(f"at most {options.max_pixels} pixels a frame here, got {height} x {width}")
         return height, width
 
-    def _cache(self, latent_size: tuple[int, ...], sink: int, device: torch.device) -> KVCache:
+    def _cache(self, latent_size: tuple[int, ...], sink: int) -> KVCache:
         config = self.model.config
         tokens = config.tokens_per_frame(*latent_size)
-        keys = "normed" if self.options.rope == "infinite" else "rotated"
-        spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, keys, page=tokens)  # type: ignore[arg-type]
-        return KVCache(spec, SinkWindow(self.options.window * tokens, sink * tokens), self.dtype, device)
+        keys: KeyForm = "normed" if self.options.rope == "infinite" else "rotated"
+        spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, keys, page=tokens)
+        return KVCache(spec, SinkWindow(self.options.window * tokens, sink * tokens), self.dtype, self.device)
 
     def _session_bytes(self, height: int, width: int) -> int:
         """Bytes of a State after its second block, from shapes alone (nothing is allocated)."""
-        config, meta = self.model.config, torch.device("meta")
-        latent = (height // self.vae.config.spatial_factor, width // self.vae.config.spatial_factor)
-        histories = Histories()
-        for _ in range(2):
-            block = torch.empty((1, self.options.block, config.in_dim, *latent), dtype=self.dtype, device=meta)
-            self._meta_vae.decode(block, histories)
-        values = 2 * config.num_layers * config.text_len * config.dim  # the text's keys and values
-        values += self.options.window * config.in_dim * latent[0] * latent[1]  # clean latents
-        cache = self._cache(latent, self.options.sink, meta)
-        return cache.nbytes + histories.nbytes + values * self.dtype.itemsize
+        options = self.options
+        dit = dit_session(self.model.config, height, width, self.dtype, options.window, options.sink)
+        return dit.total + vae_session(self.vae.config, height, width, self.dtype).parts["decoder history"]
 
 
 def dit_config(path: str | None) -> WanConfig:

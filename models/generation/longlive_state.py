@@ -54,7 +54,7 @@ class LongLiveState:
 
     @property
     def nbytes(self) -> int:
-        text = self.stream.text.nbytes if self.embedding is not None else 0
+        text = 0 if self.embedding is None else self.embedding.nbytes + self.stream.text.nbytes
         return self.stream.cache.nbytes + self.histories.nbytes + self.stream.recent.nbytes + text
 
     def snapshot(self) -> Snapshot:

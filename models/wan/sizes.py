@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class SessionBytes:
     width: int
     dtype: str
     parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {human(size)}" for name, size in self.parts.items())
@@ -97,7 +102,7 @@ def _places(pattern: str, names: Mapping[str, object]) -> list[int]:
 def dit_session(
     config: WanConfig, height: int, width: int, dtype: torch.dtype, window: int = WINDOW, sink: int = SINK
 ) -> SessionBytes:
-    """Cached keys and values of `window` latent frames, those of the text, and the clean latents for a recache.
+    """Cached keys and values of `window` latent frames, prompt and its keys, and the clean latents for a recache.
 
     height, width: pixels; a latent is 8 x 8 of them.
     """
@@ -108,11 +113,13 @@ def dit_session(
     parts = {
         "self-attention cache": cache.nbytes,
         "text keys and values": 2 * config.num_layers * config.text_len * config.dim * dtype.itemsize,
+        "prompt embedding": config.text_len * config.text_dim * dtype.itemsize,
         "clean latents": window * config.in_dim * latent[0] * latent[1] * dtype.itemsize,
     }
     return SessionBytes(height, width, str(dtype).removeprefix("torch."), parts)
 
 
+@lru_cache(maxsize=64)
 def vae_session(config: VAEConfig, height: int, width: int, dtype: torch.dtype) -> SessionBytes:
     """What the decoder remembers, and where video comes in the encoder, measured by streaming through no memory."""
     with torch.device("meta"):
