@@ -9,9 +9,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from riverrun.client.aio import AsyncClient
+    from riverrun.client.embedded import serve
     from riverrun.client.errors import BadRequest, Error, NoRoom, NotFound, Rejected, Replaced, Unavailable
     from riverrun.client.sync import Client, connect
     from riverrun.client.types import Frame, Patience, Receipt
+    from riverrun.graphs.graph import Graph
 
 _HOMES = {
     "AsyncClient": "client.aio",
@@ -19,6 +21,7 @@ _HOMES = {
     "Client": "client.sync",
     "Error": "client.errors",
     "Frame": "client.types",
+    "Graph": "graphs.graph",
     "NoRoom": "client.errors",
     "NotFound": "client.errors",
     "Patience": "client.types",
@@ -27,6 +30,7 @@ _HOMES = {
     "Replaced": "client.errors",
     "Unavailable": "client.errors",
     "connect": "client.sync",
+    "serve": "client.embedded",
 }
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "Client",
     "Error",
     "Frame",
+    "Graph",
     "NoRoom",
     "NotFound",
     "Patience",
@@ -44,6 +49,7 @@ __all__ = [
     "Unavailable",
     "__version__",
     "connect",
+    "serve",
 ]
 
 

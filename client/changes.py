@@ -13,7 +13,8 @@ class Change:
     """One control on its way: first received (logged, so it survives a crash), then applied at a chunk boundary.
 
     revision: its number; frames with `revision` at or above it were made with it. receipt: where it took effect, once
-    known. Waiting for `applied` needs somebody to take frames meanwhile, since the stream runs only on credits.
+    known. error: why it never will. Waiting for `applied` needs somebody to take frames meanwhile, since the stream
+    runs only on credits.
     """
 
     def __init__(self, control: pb.Control) -> None:
@@ -21,7 +22,7 @@ class Change:
         self.receipt: Receipt | None = None
         self.is_received = False
         self._moved = asyncio.Event()
-        self._error: Error | None = None
+        self.error: Error | None = None
 
     @property
     def revision(self) -> int:
@@ -30,22 +31,22 @@ class Change:
     @property
     def settled(self) -> bool:
         """Whether it was applied or refused, or the stream ended first."""
-        return self.receipt is not None or self._error is not None
+        return self.receipt is not None or self.error is not None
 
     async def received(self) -> None:
         """Waits until the service has logged it. Raises Rejected if it was refused, Error if the stream ended."""
         while not (self.is_received or self.settled):
             await self._next_move()
-        if self._error is not None and not self.is_received:
-            raise self._error
+        if self.error is not None and not self.is_received:
+            raise self.error
 
     async def applied(self) -> Receipt:
         """Waits until it is in force. Raises Rejected if it was refused, Error if the stream ended before."""
         while not self.settled:
             await self._next_move()
         if self.receipt is None:
-            assert self._error is not None
-            raise self._error
+            assert self.error is not None
+            raise self.error
         return self.receipt
 
     def apply(self, chunk: int, frame: int) -> None:
@@ -56,7 +57,7 @@ class Change:
 
     def fail(self, error: Error) -> None:
         if not self.settled:
-            self._error = error
+            self.error = error
         self._moved.set()
 
     def acknowledge(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from riverrun.client import changes
 from riverrun.client.aio import AsyncClient
-from riverrun.client.errors import Unavailable
+from riverrun.client.errors import Error, Unavailable
 from riverrun.client.loop import LoopThread
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import Frame, Patience, Receipt
@@ -41,6 +41,11 @@ class Change:
     def receipt(self) -> Receipt | None:
         """Where it took effect, once known. Does not wait."""
         return self._change.receipt
+
+    @property
+    def error(self) -> Error | None:
+        """Why it never will: it was refused, or the stream ended first. Does not wait."""
+        return self._change.error
 
     def received(self, timeout: float | None = None) -> None:
         """Waits until the service has logged it. Raises Rejected, Error or TimeoutError."""

@@ -113,6 +113,8 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
 
     async def Connect(self, requests, context):
         first = await context.read()
+        if first is grpc.aio.EOF:
+            return  # the client left before it said what it wants
         session = await self._session(first.open.session_id, context)
         if first.open.role == pb.ROLE_CONTROLLER and first.open.resume_token != "token":
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "wrong resume token")
@@ -327,6 +329,10 @@ class Running:
     def client(self, patience: Patience = QUICK) -> Client:
         return Client(self.address, patience, self.loop)
 
+    def wait_for(self, condition) -> None:
+        """Returns when the condition holds. Raises TimeoutError after 30 s."""
+        self.loop.run(_until(condition), timeout=30)
+
     async def _start(self) -> None:
         self._server = grpc.aio.server()
         service = self.service
@@ -336,6 +342,11 @@ class Running:
         rpc.add_ClusterServicer_to_server(service, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
+
+
+async def _until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture

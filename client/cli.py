@@ -1,0 +1,46 @@
+"""The command line: `riverrun --help`."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+import riverrun
+from riverrun.client.commands import demo, doctor, graphs, jobs, models, run, serve, sessions
+from riverrun.client.commands.common import Group
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Endless video from causal models, as a service.",
+)
+app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.command("run")(run.run)
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.add_typer(graphs.app, name="graphs")
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(riverrun.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The `riverrun` command. Being told to stop counts as Ctrl-C, so that no service of a command stays behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

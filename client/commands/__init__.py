@@ -1,0 +1,1 @@
+"""The commands of `riverrun`, one module a group."""

@@ -1,0 +1,131 @@
+"""`riverrun run GRAPH`: a stream into files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from riverrun.client.commands.common import (
+    Address,
+    AsJson,
+    ConfigFile,
+    Overrides,
+    err,
+    key_values,
+    service,
+    show_json,
+)
+from riverrun.client.commands.play import play, show_summary
+from riverrun.client.export import Writer, writer_for
+from riverrun.client.recorder import Recorder, Switch
+from riverrun.client.sheet import ContactSheet
+from riverrun.client.sync import Stream
+
+DEFAULT_SECONDS = 20.0
+
+
+def run(
+    graph: Annotated[str, typer.Argument(help="A graph's name; see `riverrun graphs ls`.")],
+    overrides: Overrides = None,
+    prompt: Annotated[str | None, typer.Option(help="What to show.")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option("--at", metavar="SECONDS:PROMPT", help="Change the prompt there; repeatable.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length, 20 by default.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Length in frames instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", help="An .mp4, or a folder for PNGs; more ports get their name added.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first output (.png).")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the graph; repeatable.")
+    ] = None,
+    codec: Annotated[str, typer.Option(help="On the wire: raw, png or jpeg.")] = "raw",
+    address: Address = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stream a graph, on a running service or on one started for it, and write what comes."""
+    length = chosen_length(frames, seconds)
+    if output is not None and output.suffix not in ("", ".mp4"):
+        raise typer.BadParameter(f"must end in .mp4, or be a folder for PNGs, got {output.name!r}", param_hint="--out")
+    switches = parse_switches(at)
+    params = key_values(param or ())
+    with service(address, config, overrides) as rr:
+        started = time.monotonic()
+        with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, **length, **params) as stream:
+            recorder = Recorder(stream, started, switches, writers_for(stream, output), _sheet(sheet, stream, prompt))
+            files = _record(recorder, frames or round(length["seconds"] * stream.session.outputs[0].fps), sheet)
+    summary = recorder.summary() | {"prompt": prompt, "seed": seed, "files": files}
+    if as_json:
+        show_json(summary)
+    else:
+        show_summary(summary)
+    if recorder.refused():
+        raise typer.Exit(1)
+
+
+def chosen_length(frames: int | None, seconds: float | None) -> dict[str, Any]:
+    """What --frames and --seconds ask for, as `Client.stream` and `submit` take it."""
+    if seconds is not None and frames is not None:
+        raise typer.BadParameter("give --seconds or --frames, not both")
+    if seconds is not None and seconds <= 0:
+        raise typer.BadParameter(f"must be above 0, got {seconds:g}", param_hint="--seconds")
+    return {"frames": frames} if frames is not None else {"seconds": seconds or DEFAULT_SECONDS}
+
+
+def parse_switches(texts: list[str] | None) -> list[Switch]:
+    """The --at options in order of time."""
+    return sorted((parse_switch(text) for text in texts or ()), key=lambda switch: switch.seconds)
+
+
+def parse_switch(text: str) -> Switch:
+    """`8.5:a red ball` as a Switch; a usage error else."""
+    seconds, colon, prompt = text.partition(":")
+    try:
+        return Switch(float(seconds), prompt.strip()) if colon and prompt.strip() else _no_switch(text)
+    except ValueError:
+        return _no_switch(text)
+
+
+def writers_for(stream: Stream, output: Path | None) -> dict[str, Writer]:
+    """A writer for each output: the first at `output`, the others beside it with their name added."""
+    if output is None:
+        return {}
+    writers: dict[str, Writer] = {}
+    for place, port in enumerate(stream.session.outputs):
+        path = output if place == 0 else output.with_name(f"{output.stem}.{port.port}{output.suffix}")
+        if path.suffix == ".mp4" and port.kind != "frames":
+            path = path.with_suffix("")  # no picture: a folder of arrays
+        writers[port.port] = writer_for(path, port.fps)
+    return writers
+
+
+def _record(recorder: Recorder, total: int, sheet: Path | None) -> list[str]:
+    try:
+        for _ in play(recorder, total):
+            pass
+    except KeyboardInterrupt:
+        err.print("stopping; what came is kept")
+        raise
+    finally:
+        recorder.close()
+        if sheet is not None and recorder.sheet is not None and recorder.timings.frames:
+            recorder.sheet.save(sheet)
+    written = [str(writer.path) for writer in recorder.writers.values() if writer.frames]
+    return [*written, *([str(sheet)] if sheet else [])]
+
+
+def _sheet(path: Path | None, stream: Stream, prompt: str | None) -> ContactSheet | None:
+    if path is None:
+        return None
+    session = stream.session
+    return ContactSheet(f"riverrun · graph {session.graph} · {session.outputs[0].fps:g} fps", prompt or "(no prompt)")
+
+
+def _no_switch(text: str) -> Switch:
+    raise typer.BadParameter(f"{text!r} must be SECONDS:PROMPT, as in 10:a blue box on sand", param_hint="--at")

@@ -1,0 +1,33 @@
+"""`riverrun serve`: a service until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json
+
+
+def serve(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Run a service until Ctrl-C.
+
+    It starts what it needs (Ray, a store) unless the configuration names running ones. With --json, the first line
+    on stdout is the address once it answers.
+    """
+    from riverrun.configs import load_service
+
+    asyncio.run(_serve(load_service(config, checked(overrides)), as_json))
+
+
+async def _serve(config, as_json: bool) -> None:
+    from riverrun.actors.serve import Service
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with Service(config) as service:
+        if as_json:
+            show_json({"address": service.address})
+        err.print(f"riverrun serves at [bold]{service.address}[/]; Ctrl-C stops it")
+        await stop.wait()
+        err.print(f"stopping: clients have {config.drain_s:g} s to leave")
