@@ -23,7 +23,6 @@ class EdgeQueue:
         self.from_client = from_client
         self.ended = False
         self.taken = 0
-        self.most = 0
         self._pushed = 0
         self._frames = 0
         self._queue: deque[tuple[Chunk, Callable[[], None]]] = deque()
@@ -43,14 +42,14 @@ class EdgeQueue:
         return len(self._queue) + chunks <= self.capacity
 
     def put(self, chunk: Chunk, release: Callable[[], None]) -> None:
-        self._queue.append((chunk, release))
-        self.most = max(self.most, len(self._queue))
+        """Takes a chunk, named from here on by the port it goes into. release: called when the stage has taken it."""
+        self._queue.append((replace(chunk, port=self.target.port), release))
 
     def push(self, chunk: Chunk, epoch: int) -> None:
         """A client's chunk: numbered here, by what came before."""
         frames, self._frames = self._frames, self._frames + chunk.frames
-        port, self._pushed = self.target.port, self._pushed + 1
-        self.put(replace(chunk, port=port, seq=self._pushed - 1, first_frame=frames, epoch=epoch), release=lambda: None)
+        seq, self._pushed = self._pushed, self._pushed + 1
+        self.put(replace(chunk, seq=seq, first_frame=frames, epoch=epoch), release=lambda: None)
 
     def pop(self) -> Chunk:
         """Forgets the head: the stage has it."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from riverrun.models.base import BadRequest, Description, Kind
 
@@ -108,7 +109,7 @@ def load_graph(path: Path) -> Graph:
         form: Any = OmegaConf.to_container(loaded, resolve=True, throw_on_missing=True)
     except FileNotFoundError:
         raise BadRequest(f"there is no graph file {path}") from None
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError) as error:
         raise BadRequest(f"{path.name}: {str(error).splitlines()[0]}") from error
     try:
         return _graph(form)
