@@ -73,17 +73,18 @@ class Limits:
 class ServiceConfig:
     """One service.
 
-    host, port: where gRPC listens (port 0: any free one). redis_url: the store ("": an embedded server).
-    ray_address: "local" starts a Ray of its own, "auto" or an address joins one. models: names in `configs/models` or
-    paths of YAML files. graphs: likewise, besides the shipped ones. idle_timeout_s: a session without client and
-    delivery ends after this. step_timeout_s: an actor whose step is older (and than 20 times its p99) is replaced.
-    drain_s: time clients get to leave at shutdown. data_dir: of the embedded store ("": a temporary folder).
+    host, port: where gRPC listens (port 0: any free one). redis_url: the store ("": REDIS_URL, else an embedded one).
+    ray_address: "local" starts a Ray of its own, "auto" or an address joins one ("": RAY_ADDRESS, else "local").
+    models: names in `configs/models` or paths of YAML files. graphs: likewise, besides the shipped ones whose models
+    are there. idle_timeout_s: a session without client and delivery ends after this. step_timeout_s: an actor whose
+    step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
+    data_dir: of the embedded store ("": a temporary folder).
     """
 
     host: str = "127.0.0.1"
     port: int = 50051
     redis_url: str = ""
-    ray_address: str = "local"
+    ray_address: str = ""
     models: list[str] = field(default_factory=lambda: ["synthetic", "world-text", "longlive-world"])
     graphs: list[str] = field(default_factory=list)
     idle_timeout_s: float = 60.0

@@ -1,0 +1,83 @@
+"""What a gateway knows of the cluster: graphs and models by name, and the controller that finds places on actors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+from riverrun.actors.errors import NotFound
+from riverrun.actors.handles import RayEncoderHandle, RayStageHandle, ask
+from riverrun.actors.pool import MemberHealth, Place
+from riverrun.configs import ModelConfig
+from riverrun.graphs.graph import Graph
+from riverrun.graphs.stage import EncoderHandle, StageHandle
+from riverrun.models.base import ModelInfo
+from riverrun.store.records import Placement
+
+CONTROLLER = "the controller"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a session of a graph may be opened, by stage. fields: names of each stage's parameters."""
+
+    stages: Mapping[str, StageHandle]
+    encoders: Mapping[str, EncoderHandle]
+    placement: Mapping[str, Placement]
+    fields: Mapping[str, frozenset[str]]
+
+
+class Directory:
+    """Graphs and models of this service. Every method may raise Unavailable when the controller is gone."""
+
+    def __init__(
+        self, controller: ray.actor.ActorHandle, graphs: Mapping[str, Graph], models: Mapping[str, ModelConfig]
+    ) -> None:
+        self._controller = controller
+        self.graphs, self.models = graphs, models
+
+    def graph(self, name: str) -> Graph:
+        """Raises NotFound listing those there are."""
+        if name not in self.graphs:
+            raise NotFound(f"there is no graph {name!r}; there are {', '.join(sorted(self.graphs)) or 'none'}")
+        return self.graphs[name]
+
+    async def place(self, graph: Graph) -> Placed:
+        """An actor with room for each stage. Raises NoRoom, Unavailable, BadRequest (a model that is not there)."""
+        names = [stage.name for stage in graph.stages]
+        found = await ask(self._controller.place.remote([stage.model for stage in graph.stages]), CONTROLLER)
+        places = dict(zip(names, found, strict=True))
+        return Placed(
+            stages={name: RayStageHandle(p.handle, _who(p), _fed_on(graph, name)) for name, p in places.items()},
+            encoders=await self.encoders(graph),
+            placement={name: Placement(p.actor, p.model, p.incarnation) for name, p in places.items()},
+            fields={name: frozenset(param.name for param in p.info.params) for name, p in places.items()},
+        )
+
+    async def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
+        """By model name; None for models that are not running."""
+        return await ask(self._controller.infos.remote(timeout_s), CONTROLLER)
+
+    async def actors(self) -> list[MemberHealth]:
+        """Every actor there is."""
+        return await ask(self._controller.actors.remote(), CONTROLLER)
+
+    async def encoders(self, graph: Graph) -> dict[str, EncoderHandle]:
+        """The prompt encoder of each stage whose model wants one."""
+        found: dict[str, EncoderHandle] = {}
+        for stage in graph.stages:
+            if stage.model in self.models and self.models[stage.model].encoder:
+                place = await ask(self._controller.encoder.remote(stage.model), CONTROLLER)
+                found[stage.name] = RayEncoderHandle(place.handle, _who(place))
+        return found
+
+
+def _who(place: Place) -> str:
+    return f"actor {place.actor} ({place.incarnation})"
+
+
+def _fed_on(graph: Graph, stage: str) -> frozenset[str]:
+    """The output ports of a stage that feed another one."""
+    return frozenset(edge.source.port for edge in graph.edges if edge.source.stage == stage)

@@ -1,0 +1,177 @@
+"""The sessions of one gateway: opened for whoever asks, found by id, forgotten when they have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from riverrun.actors.directory import Directory, Placed
+from riverrun.actors.errors import Denied, NotFound
+from riverrun.actors.sessions import NoRoom
+from riverrun.configs import ServiceConfig
+from riverrun.graphs.config import RunnerConfig
+from riverrun.graphs.graph import Graph, route_params
+from riverrun.graphs.runner import Runner, SessionEnded
+from riverrun.graphs.stage import BadRequest, StageHandle
+from riverrun.graphs.waiting import Clock
+from riverrun.models.base import Unavailable
+from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
+
+log = logging.getLogger(__name__)
+MAX_CLIENT_ID = 128
+Wrap = Callable[[str, StageHandle], StageHandle]
+
+
+@dataclass(frozen=True)
+class SessionWish:
+    """What a session is asked for. idle_timeout_s, max_frames: 0 means the service's own, and endless."""
+
+    graph: str
+    params: Mapping[str, Any]
+    seed: int = 0
+    client_id: str = ""
+    idle_timeout_s: float = 0.0
+    max_frames: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.client_id) > MAX_CLIENT_ID:
+            raise BadRequest(f"client_id has {len(self.client_id)} characters, at most {MAX_CLIENT_ID}")
+        if self.idle_timeout_s < 0:
+            raise BadRequest(f"idle_timeout must not be negative, got {self.idle_timeout_s:g} s")
+
+
+@dataclass
+class Hosted:
+    """A session that runs here. opened: set when its opening is over, well or not. token: its resume token."""
+
+    runner: Runner
+    token: str
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class SessionHost:
+    """name: this gateway's, in the records it writes."""
+
+    def __init__(self, directory: Directory, store: Store, clock: Clock, config: ServiceConfig, name: str) -> None:
+        self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
+        self.closing = ""
+        self._hosted: dict[str, Hosted] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._hosted)
+
+    async def create(self, wish: SessionWish, wrap: Wrap | None = None) -> Hosted:
+        """Places and opens a session. A repeat with the client_id of a live one returns that.
+
+        wrap: what to put around each stage's handle. Raises BadRequest, NotFound, NoRoom, Unavailable.
+        """
+        if self.closing:
+            raise Unavailable(f"no new sessions: {self.closing}")
+        graph = self.directory.graph(wish.graph)
+        if len(self._hosted) >= self.config.limits.sessions:
+            raise NoRoom(f"this gateway has {len(self._hosted)} sessions, its limit; one must end first")
+        placed = await self.directory.place(graph)
+        token = secrets.token_urlsafe(24)
+        record = self._record(graph, wish, placed, token)
+        stored = await self.store.create(record)
+        if stored.id != record.id:
+            return await self._repeated(stored)
+        stages = {name: wrap(name, handle) if wrap else handle for name, handle in placed.stages.items()}
+        config = RunnerConfig(idle_timeout_s=self.config.idle_timeout_s)
+        runner = Runner(stored, graph, stages, placed.encoders, self.store, self.clock, config)
+        return await self._open(Hosted(runner, token))
+
+    def find(self, session: str) -> Hosted | None:
+        """The session, if it runs here."""
+        return self._hosted.get(session)
+
+    async def live(self, session: str) -> Hosted:
+        """The session. Raises NotFound, SessionEnded, Unavailable (it is another gateway's)."""
+        hosted = self._hosted.get(session)
+        if hosted and not hosted.runner.state.ended:
+            return hosted
+        record = hosted.runner.record if hosted else await self.record(session)
+        if record.state.ended:
+            raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+        raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
+
+    async def record(self, session: str) -> SessionRecord:
+        """What the store has of a session. Raises NotFound."""
+        record = await self.store.get(session)
+        if record is None:
+            raise NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
+        return record
+
+    async def close(self, session: str, reason: str) -> None:
+        """Ends a session; one that has ended is no error. Raises NotFound, Unavailable (it is another gateway's)."""
+        try:
+            hosted = await self.live(session)
+        except SessionEnded:
+            return
+        await hosted.runner.close(reason)
+
+    async def close_all(self, reason: str) -> None:
+        """Ends every session and waits until all is freed; from now on none is opened."""
+        self.closing = reason
+        await asyncio.gather(*(hosted.runner.close(reason) for hosted in list(self._hosted.values())))
+        await asyncio.gather(*self._tasks)
+
+    def check_token(self, hosted: Hosted, token: str) -> None:
+        """Raises Denied unless `token` is the session's resume token."""
+        if not hmac.compare_digest(token_digest(token), hosted.runner.record.token_digest):
+            raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
+
+    async def _open(self, hosted: Hosted) -> Hosted:
+        session = hosted.runner.record.id
+        self._hosted[session] = hosted
+        try:
+            await hosted.runner.open()
+        except BaseException:
+            self._hosted.pop(session, None)
+            with contextlib.suppress(Unavailable):
+                await self.store.delete(session)  # it never was; what the caller gets is the reason
+            raise
+        finally:
+            hosted.opened.set()
+        task = asyncio.create_task(self._forget(session, hosted.runner))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return hosted
+
+    async def _repeated(self, stored: SessionRecord) -> Hosted:
+        hosted = self._hosted.get(stored.id)
+        if hosted is None:
+            raise Unavailable(f"client_id {stored.client_id!r} is of session {stored.id} at gateway {stored.gateway}")
+        await hosted.opened.wait()
+        if hosted.runner.state is SessionState.FAILED:
+            raise Unavailable(f"session {stored.id} of client_id {stored.client_id!r} has just failed; try again")
+        return hosted
+
+    async def _forget(self, session: str, runner: Runner) -> None:
+        record = await runner.ended()
+        log.info("session %s is %s: %s", session, record.state.value, record.reason)
+        self._hosted.pop(session, None)
+
+    def _record(self, graph: Graph, wish: SessionWish, placed: Placed, token: str) -> SessionRecord:
+        return SessionRecord(
+            id=uuid.uuid4().hex,
+            graph=graph.name,
+            client_id=wish.client_id,
+            params=route_params(graph, wish.params, placed.fields),
+            seed=wish.seed,
+            max_frames=wish.max_frames,
+            idle_timeout_s=wish.idle_timeout_s,
+            nonce=secrets.token_hex(8),
+            gateway=self.name,
+            placement=placed.placement,
+            created=self.clock.now(),
+            token_digest=token_digest(token),
+        )

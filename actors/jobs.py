@@ -1,0 +1,212 @@
+"""Jobs: sessions that are rendered to files with no client attached. Kept in memory: they end with their gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from riverrun.actors.errors import NotFound
+from riverrun.actors.host import Hosted, SessionHost, SessionWish
+from riverrun.actors.sessions import NoRoom
+from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
+from riverrun.actors.timed import TimedControl, TimedStage
+from riverrun.graphs.controls import PAUSE
+from riverrun.graphs.items import Event, Frame
+from riverrun.graphs.sink import drain
+from riverrun.graphs.stage import StageHandle
+from riverrun.graphs.waiting import Signal
+from riverrun.models.base import BadRequest, Corrupt, Unavailable
+
+log = logging.getLogger(__name__)
+KEPT = 256
+"""Jobs that have ended and can still be asked for."""
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What is to be rendered. frames: of the graph's first output. sinks: URI by output port."""
+
+    graph: str
+    params: Mapping[str, Any]
+    seed: int
+    client_id: str
+    frames: int
+    controls: tuple[TimedControl, ...]
+    sinks: Mapping[str, str]
+
+    def check(self, max_frames: int) -> None:
+        """Raises BadRequest for what can be seen without opening anything."""
+        if not 0 < self.frames <= max_frames:
+            raise BadRequest(f"frames must be 1..{max_frames}, got {self.frames}")
+        if not self.sinks:
+            raise BadRequest("sinks is empty: say where at least one output port goes")
+        for uri in self.sinks.values():
+            sink_path(uri)
+        revisions = [timed.control.revision for timed in self.controls]
+        if revisions != sorted(set(revisions)):
+            raise BadRequest(f"revisions of a job's controls must rise, got {revisions}")
+        if any(timed.control.kind == PAUSE for timed in self.controls):
+            raise BadRequest("a job has nobody to go on for: it takes no pause")
+
+
+@dataclass
+class Job:
+    """One job. changed: wakes those who watch it."""
+
+    id: str
+    spec: JobSpec
+    created: float
+    state: JobState = JobState.RUNNING
+    reason: str = ""
+    session: str = ""
+    frames_done: int = 0
+    changed: Signal = field(default_factory=Signal)
+    task: asyncio.Task[None] | None = None
+
+    def end(self, state: JobState, reason: str = "") -> None:
+        if self.state is JobState.RUNNING:
+            self.state, self.reason = state, reason
+            self.changed.notify()
+
+
+class JobDesk:
+    """The jobs of one gateway. pool: for encoding."""
+
+    def __init__(self, host: SessionHost, pool: Executor) -> None:
+        self._host, self._pool = host, pool
+        self._jobs: dict[str, Job] = {}
+
+    async def submit(self, spec: JobSpec) -> Job:
+        """Opens the job's session and lets it run. A repeat with a client_id returns that job.
+
+        Raises BadRequest, NotFound, NoRoom, Unavailable: what is wrong with the job is said here, not later.
+        """
+        for job in self._jobs.values():
+            if spec.client_id and job.spec.client_id == spec.client_id:
+                return job
+        limits = self._host.config.limits
+        if sum(job.state is JobState.RUNNING for job in self._jobs.values()) >= limits.jobs:
+            raise NoRoom(f"{limits.jobs} jobs are running, the limit; one must end first")
+        spec.check(limits.job_frames)
+        graph = self._host.directory.graph(spec.graph)
+        for port in spec.sinks:
+            if port not in graph.outputs:
+                raise BadRequest(f"graph {graph.name!r} has no output {port!r}; it has {', '.join(graph.outputs)}")
+        for timed in spec.controls:
+            if timed.stage:
+                graph.stage(timed.stage)
+        job = Job(uuid.uuid4().hex, spec, self._host.clock.now())
+        self._keep(job)
+        try:
+            hosted = await self._open(job)
+        except BaseException:
+            del self._jobs[job.id]
+            raise
+        job.task = asyncio.create_task(self._run(job, *hosted), name=f"job {job.id}")
+        return job
+
+    def get(self, job: str) -> Job:
+        """Raises NotFound."""
+        if job not in self._jobs:
+            raise NotFound(f"there is no job {job!r}; it may have ended and been forgotten")
+        return self._jobs[job]
+
+    def all(self) -> list[Job]:
+        """Newest first."""
+        return list(self._jobs.values())[::-1]
+
+    async def cancel(self, job: str, reason: str = "cancelled") -> Job:
+        """Stops a job and removes its unfinished file; one that has ended is left as it is."""
+        found = self.get(job)
+        if found.task and found.state is JobState.RUNNING:
+            found.end(JobState.CANCELLED, reason)
+            found.task.cancel()
+            await asyncio.wait({found.task})
+        return found
+
+    async def watch(self, job: str) -> AsyncIterator[Job]:
+        """The job now, and after each change until it has ended."""
+        found = self.get(job)
+        seen: tuple[JobState, int] | None = None
+
+        def news() -> tuple[JobState, int] | None:
+            now = (found.state, found.frames_done)
+            return now if now != seen else None
+
+        while seen is None or seen[0] is JobState.RUNNING:
+            seen = await found.changed.until(news)
+            yield found
+
+    async def close(self, reason: str) -> None:
+        """Ends every job."""
+        await asyncio.gather(*(self.cancel(job.id, reason) for job in self.all()))
+
+    async def _open(self, job: Job) -> tuple[Hosted, dict[str, Writer]]:
+        spec = job.spec
+        encoders = await self._host.directory.encoders(self._host.directory.graph(spec.graph))
+
+        def timed(name: str, handle: StageHandle) -> StageHandle:
+            return TimedStage(name, handle, spec.controls, encoders.get(name)) if spec.controls else handle
+
+        wish = SessionWish(spec.graph, spec.params, spec.seed, max_frames=spec.frames)
+        hosted = await self._host.create(wish, timed)
+        job.session = hosted.runner.record.id
+        writers: dict[str, Writer] = {}
+        try:
+            for output in hosted.runner.status().outputs:
+                if output.port in spec.sinks:
+                    writers[output.port] = writer_for(spec.sinks[output.port], output.fps, output.frame_shape)
+        except BadRequest:
+            for writer in writers.values():
+                writer.close(whole=False)
+            await hosted.runner.close("its job's sinks can't be written")
+            raise
+        return hosted, writers
+
+    async def _run(self, job: Job, hosted: Hosted, writers: dict[str, Writer]) -> None:
+        sink = _Counting(FileSink(writers, self._pool), job)
+        whole = False
+        try:
+            end: Event = await drain(hosted.runner, sink, tuple(writers))
+            record = await hosted.runner.ended()
+            first = next(iter(record.ports))
+            made = sink.inner.frames.get(first, record.ports[first].emitted)
+            whole = not end.failed and made >= job.spec.frames
+            reason = "" if whole else end.reason
+        except (BadRequest, Unavailable, Corrupt, OSError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            await sink.inner.close(whole)
+            await hosted.runner.close(f"job {job.id} is over")
+        job.end(JobState.SUCCEEDED if whole else JobState.FAILED, reason)
+
+    def _keep(self, job: Job) -> None:
+        self._jobs[job.id] = job
+        ended = [old for old in self._jobs.values() if old.state is not JobState.RUNNING]
+        for old in ended[: max(0, len(ended) - KEPT)]:
+            del self._jobs[old.id]
+
+
+class _Counting:
+    """Counts the frames of the slowest port into the job."""
+
+    def __init__(self, inner: FileSink, job: Job) -> None:
+        self.inner, self._job = inner, job
+
+    async def write(self, frame: Frame) -> None:
+        await self.inner.write(frame)
+        self._job.frames_done = min(self.inner.frames.values())
+        self._job.changed.notify()

@@ -1,0 +1,165 @@
+"""A whole service in one process tree: store, Ray, controller, stage actors and gateway, and all of it gone at the end.
+
+async with Service(load_service()) as service:
+    print(service.address)
+    await service.until_stopped()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ray
+
+from riverrun.actors.controller import controller_actor
+from riverrun.actors.directory import Directory
+from riverrun.actors.gateway import Gateway
+from riverrun.actors.host import SessionHost
+from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
+from riverrun.graphs.graph import Graph, load_graph
+from riverrun.graphs.waiting import SystemClock
+from riverrun.models.base import BadRequest, Unavailable
+from riverrun.store.embedded import EmbeddedServer
+from riverrun.store.sessions import SessionStore
+
+log = logging.getLogger(__name__)
+HEARTBEAT_S = 2.0
+OBJECT_STORE_BYTES = 512 << 20
+
+
+class Service:
+    """Started by `async with`; what was started is stopped on every way out, in the opposite order."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.address = ""
+        self._stack = contextlib.AsyncExitStack()
+        self._stopping = asyncio.Event()
+        self._why = "the service is shutting down"
+
+    async def __aenter__(self) -> Service:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def stop(self, why: str = "the service is shutting down") -> None:
+        """Makes `until_stopped` return."""
+        self._why = why
+        self._stopping.set()
+
+    async def until_stopped(self) -> None:
+        """Returns after `stop`, SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, f"the service got {number.name}")
+        try:
+            await self._stopping.wait()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        models = load_models(config)
+        graphs = load_graphs(config, models)
+        url = config.redis_url or os.environ.get("REDIS_URL", "")
+        kind = "redis" if url else "embedded"
+        store = SessionStore(url or stack.enter_context(_embedded(config.data_dir)))
+        stack.push_async_callback(store.close)
+        await store.ping()
+        stack.enter_context(_ray(config.ray_address))
+        controller, is_ours = controller_actor(models, config.step_timeout_s)
+        if is_ours:
+            stack.callback(ray.kill, controller)
+        directory = Directory(controller, graphs, models)
+        name = secrets.token_hex(6)
+        host = SessionHost(directory, store, SystemClock(), config, name)
+        gateway = Gateway(host, directory, kind)
+        await gateway.start(config.host, config.port)
+        stack.push_async_callback(self._leave, gateway)
+        self.address = gateway.address
+        beat = asyncio.create_task(_beat(store, name, self.address))
+        stack.callback(beat.cancel)
+
+    async def _leave(self, gateway: Gateway) -> None:
+        await gateway.stop(self.config.drain_s, self._why)
+
+
+def load_models(config: ServiceConfig) -> dict[str, ModelConfig]:
+    """The service's models by name. Raises BadRequest."""
+    models = [load_model(source) for source in config.models]
+    named = {model.name: model for model in models}
+    if len(named) < len(models):
+        raise BadRequest(f"two models have the same name; models are {', '.join(m.name for m in models)}")
+    for model in models:
+        if model.encoder and model.encoder not in named:
+            raise BadRequest(f"model {model.name!r} needs encoder {model.encoder!r}, which is not among the models")
+    return named
+
+
+def load_graphs(config: ServiceConfig, models: Mapping[str, ModelConfig]) -> dict[str, Graph]:
+    """Graphs by name: the shipped ones whose models are there, and those of the configuration. Raises BadRequest."""
+    shipped = [load_graph(path) for path in sorted((FOLDER / "graphs").glob("*.yaml"))]
+    graphs = {graph.name: graph for graph in shipped if all(stage.model in models for stage in graph.stages)}
+    for source in config.graphs:
+        graph = load_graph(find(source, FOLDER / "graphs"))
+        for stage in graph.stages:
+            if stage.model not in models:
+                raise BadRequest(f"graph {graph.name!r}: no model {stage.model!r}; there are {', '.join(models)}")
+        graphs[graph.name] = graph
+    return graphs
+
+
+@contextlib.contextmanager
+def _embedded(data_dir: str) -> Iterator[str]:
+    """The URL of a store server of our own."""
+    with contextlib.ExitStack() as stack:
+        folder = data_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="riverrun-store-"))
+        yield stack.enter_context(EmbeddedServer(Path(folder))).url
+
+
+@contextlib.contextmanager
+def _ray(address: str) -> Iterator[None]:
+    """A Ray of our own, or one that is there. Must run on a thread that lives as long: Ray ties its life to it."""
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS", "local")
+    quiet = {"logging_level": logging.ERROR, "namespace": "riverrun"}
+    if address == "local":
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=0,  # no idle workers in store; our actors count no CPU
+            object_store_memory=OBJECT_STORE_BYTES,
+            _system_config={"task_events_report_interval_ms": 0},  # the GCS would keep one for every step
+            **quiet,
+        )
+    else:
+        ray.init(address=address, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+async def _beat(store: SessionStore, name: str, address: str) -> None:
+    """Says that this gateway lives, for ever."""
+    while True:
+        try:
+            await store.heartbeat(name, address, ttl_s=5 * HEARTBEAT_S)
+        except Unavailable as error:  # the store is away; streams go on, and so does this
+            log.warning("no heartbeat: %s", error)
+        await asyncio.sleep(HEARTBEAT_S)

@@ -1,0 +1,147 @@
+"""The unary services: Sessions, Jobs, Cluster. Each method reads a request, asks the host or the desk, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+from google.protobuf import json_format
+
+from riverrun import __version__
+from riverrun.actors import messages
+from riverrun.actors.directory import Directory
+from riverrun.actors.errors import mapped, unary
+from riverrun.actors.host import SessionHost, SessionWish
+from riverrun.actors.jobs import Job, JobDesk, JobSpec
+from riverrun.actors.streams import control_of
+from riverrun.actors.timed import TimedControl
+from riverrun.protos import riverrun_pb2 as pb
+from riverrun.protos import riverrun_pb2_grpc as rpc
+
+MAX_PAGE = 200
+LOADING_S = 20.0
+"""ListModels and ListGraphs wait so long for models that are still loading."""
+
+Context = grpc.aio.ServicerContext
+
+
+class Sessions(rpc.SessionsServicer):
+    """See the proto."""
+
+    def __init__(self, host: SessionHost, gateways: list[str]) -> None:
+        self._host, self._gateways = host, gateways
+
+    @unary
+    async def Create(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
+        wish = SessionWish(
+            graph=request.graph,
+            params=json_format.MessageToDict(request.params),
+            seed=request.seed,
+            client_id=request.client_id,
+            idle_timeout_s=request.idle_timeout.ToTimedelta().total_seconds(),
+            max_frames=request.max_frames,
+        )
+        return messages.live_session(await self._host.create(wish), self._gateways, with_token=True)
+
+    @unary
+    async def Get(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
+        return await self._session(request.session_id)
+
+    @unary
+    async def List(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        size = min(request.page_size or 50, MAX_PAGE)
+        page = await self._host.store.page(size, request.page_token, request.include_ended)
+        found = []
+        for record in page.records:
+            hosted = self._host.find(record.id)
+            found.append(messages.live_session(hosted) if hosted else messages.stored_session(record))
+        return pb.ListSessionsResponse(sessions=found, next_page_token=page.token)
+
+    @unary
+    async def Close(self, request: pb.CloseSessionRequest, context: Context) -> pb.Session:
+        await self._host.close(request.session_id, request.reason or "closed by a client")
+        return await self._session(request.session_id)
+
+    async def _session(self, session: str) -> pb.Session:
+        hosted = self._host.find(session)
+        return messages.live_session(hosted) if hosted else messages.stored_session(await self._host.record(session))
+
+
+class Jobs(rpc.JobsServicer):
+    """See the proto."""
+
+    def __init__(self, desk: JobDesk) -> None:
+        self._desk = desk
+
+    @unary
+    async def Submit(self, request: pb.SubmitJobRequest, context: Context) -> pb.Job:
+        spec = JobSpec(
+            graph=request.graph,
+            params=json_format.MessageToDict(request.params),
+            seed=request.seed,
+            client_id=request.client_id,
+            frames=request.frames,
+            controls=tuple(TimedControl(c.at_frame, control_of(c.control), c.control.stage) for c in request.controls),
+            sinks=dict(request.sinks),
+        )
+        return _job(await self._desk.submit(spec))
+
+    @unary
+    async def Get(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
+        return _job(self._desk.get(request.job_id))
+
+    @unary
+    async def List(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        return pb.ListJobsResponse(jobs=[_job(job) for job in self._desk.all()])
+
+    @unary
+    async def Cancel(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
+        return _job(await self._desk.cancel(request.job_id))
+
+    async def Watch(self, request: pb.GetJobRequest, context: Context) -> AsyncIterator[pb.Job]:
+        async with mapped(context):
+            async for job in self._desk.watch(request.job_id):
+                yield _job(job)
+
+
+class Cluster(rpc.ClusterServicer):
+    """See the proto. store: what kind it is, for `Status`."""
+
+    def __init__(self, host: SessionHost, directory: Directory, store: str) -> None:
+        self._host, self._directory, self._store = host, directory, store
+
+    @unary
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        actors = await self._directory.actors()
+        return pb.StatusResponse(
+            version=__version__,
+            actors=[messages.actor(member) for member in actors],
+            sessions=len(self._host),
+            store=self._store,
+        )
+
+    @unary
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        infos = await self._directory.infos(LOADING_S)
+        models = self._directory.models
+        return pb.ListModelsResponse(models=[messages.model(c, infos.get(name)) for name, c in models.items()])
+
+    @unary
+    async def ListGraphs(self, request: pb.ListGraphsRequest, context: Context) -> pb.ListGraphsResponse:
+        infos = await self._directory.infos(LOADING_S)
+        graphs = self._directory.graphs.values()
+        return pb.ListGraphsResponse(graphs=[messages.graph(each, infos) for each in graphs])
+
+
+def _job(job: Job) -> pb.Job:
+    return pb.Job(
+        job_id=job.id,
+        graph=job.spec.graph,
+        state=pb.JobState.Value(f"JOB_STATE_{job.state.name}"),
+        reason=job.reason,
+        frames_done=job.frames_done,
+        frames_total=job.spec.frames,
+        sinks=job.spec.sinks,
+        created=messages.timestamp(job.created),
+        session_id=job.session,
+    )

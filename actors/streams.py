@@ -1,0 +1,252 @@
+"""`Streams.Connect`: one connection to one session, its two directions as two tasks, frames only against credits.
+
+Nothing is queued on the way out: the next frame is taken from the session when the last one has been written, so a slow
+client stalls its own stream and nobody else's. Pictures are encoded in a thread pool, never on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+
+from riverrun.actors.errors import Denied, SessionFailed, mapped
+from riverrun.actors.host import Hosted, SessionHost
+from riverrun.actors.inputs import InputFeed
+from riverrun.actors.messages import duration, live_session, server_message
+from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
+from riverrun.graphs.items import Event, EventType, Frame, Item, Receipt, ReceiptStage
+from riverrun.graphs.runner import SessionEnded
+from riverrun.models.base import BadRequest, Control, Kind, Unavailable
+from riverrun.protos import riverrun_pb2 as pb
+from riverrun.protos import riverrun_pb2_grpc as rpc
+from riverrun.protos.wire import RAW, Header, check_codec, split
+
+OPEN_S = 10.0
+"""A client says within so long what it wants."""
+
+LEAVE_S = 2.0
+"""After the end was told, the client gets so long to close its side: grpc.aio drops what it has not read of a call that
+ends while it is still sending."""
+
+INLINE_BYTES = 1 << 18
+"""A raw frame up to this size is copied on the event loop: quicker than a thread switch."""
+
+_PIXELS = {Kind.FRAMES: ("uint8", (1, 1, 3))}  # what codecs ask about: dtype and shape of one frame
+_ROLES = {pb.ROLE_CONTROLLER: Role.CONTROLLER, pb.ROLE_VIEWER: Role.VIEWER}
+Requests = AsyncIterator[pb.ClientMessage]
+
+
+class Streams(rpc.StreamsServicer):
+    """Connections of one gateway. pool: for encoding."""
+
+    def __init__(self, host: SessionHost, pool: Executor, gateways: list[str]) -> None:
+        self._host, self._pool, self._gateways = host, pool, gateways
+        self._connections: set[Connection] = set()
+
+    async def Connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
+        async with mapped(context):
+            opening = await _opening(requests)
+            hosted = await self._host.live(opening.session_id)
+            connection = Connection(hosted, opening, context, self._pool)
+            if connection.role is Role.CONTROLLER:
+                self._host.check_token(hosted, opening.resume_token)
+            self._connections.add(connection)
+            try:
+                await connection.run(requests, self._gateways, self._host.config.idle_timeout_s)
+            finally:
+                self._connections.discard(connection)
+
+    async def go_away(self, time_left_s: float, reason: str) -> None:
+        """Tells every client that this gateway is about to leave."""
+        message = pb.ServerMessage(go_away=pb.GoAway(time_left=duration(time_left_s), reason=reason))
+        sends = [connection.send(message) for connection in self._connections]
+        with contextlib.suppress(TimeoutError):  # one that does not read has only itself to blame
+            async with asyncio.timeout(1.0):
+                await asyncio.gather(*sends, return_exceptions=True)
+
+    async def emptied(self, timeout_s: float) -> None:
+        """Returns when no client is connected, or after the timeout."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._connections:
+                    await asyncio.sleep(0.05)
+
+
+class Connection:
+    """One client. credits: what it gave and was not used yet, by port."""
+
+    def __init__(self, hosted: Hosted, opening: pb.Open, context: grpc.aio.ServicerContext, pool: Executor) -> None:
+        if opening.role not in _ROLES:
+            raise BadRequest("role must be ROLE_CONTROLLER or ROLE_VIEWER")
+        self.role = _ROLES[opening.role]
+        self._hosted, self._runner = hosted, hosted.runner
+        self._opening, self._context, self._pool = opening, context, pool
+        self._wishes = {wish.port: wish for wish in opening.ports}
+        self._kinds = {output.port: output.kind for output in self._runner.status().outputs}
+        self._writing = asyncio.Lock()
+        self._credits: dict[str, int] = {}
+        self._leaving = False
+        self._consumer: Consumer
+        self._feed = InputFeed(self._runner)
+
+    async def run(self, requests: Requests, gateways: list[str], idle_timeout_s: float) -> None:
+        """Serves the client until either side ends. Raises SessionFailed after telling it why the session failed."""
+        self._consumer = self._attach()
+        try:
+            idle = self._runner.record.idle_timeout_s or idle_timeout_s
+            opened = pb.Opened(
+                session=live_session(self._hosted, gateways),
+                epoch=self._runner.record.epoch,
+                gateways=gateways,
+                idle_timeout=duration(idle),
+            )
+            await self.send(pb.ServerMessage(opened=opened))
+            await self._serve(requests)
+        finally:
+            self._consumer.close()
+
+    async def send(self, message: pb.ServerMessage) -> None:
+        async with self._writing:
+            await self._context.write(message)
+
+    def _attach(self) -> Consumer:
+        for wish in self._opening.ports:
+            if wish.port in self._kinds:
+                check_codec(wish.codec, *_PIXELS.get(self._kinds[wish.port], ("float32", (1, 1))))
+        self._credits = {w.port: w.credits for w in self._opening.ports} or dict.fromkeys(self._kinds, 0)
+        wishes = tuple(
+            PortWish(w.port, w.credits, w.last_received if w.HasField("last_received") else None)
+            for w in self._opening.ports
+        )
+        return self._runner.attach(ConsumerSpec(self.role, wishes))
+
+    async def _serve(self, requests: Requests) -> None:
+        """Both directions, and the client's frames on their way in; the first to fail ends all."""
+        reader = asyncio.create_task(self._read(requests))
+        writer = asyncio.create_task(self._write())
+        feeder = asyncio.create_task(self._feed.run())
+        try:
+            await asyncio.wait({reader, writer, feeder}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (reader, feeder):
+                if task.done():
+                    task.result()
+            if not writer.done() and self._leaving and not any(self._credits.values()):
+                return
+            failure = await writer
+            if not reader.done():
+                await asyncio.wait({reader}, timeout=LEAVE_S)
+            if failure:
+                raise SessionFailed(failure)
+        finally:
+            for task in (reader, writer, feeder):
+                task.cancel()
+            await asyncio.gather(reader, writer, feeder, return_exceptions=True)
+
+    # ---- to the client ----
+
+    async def _write(self) -> str:
+        """Everything the session has for this client, to the end; why it failed, if it did."""
+        async for item in self._consumer:
+            await self._pass_on(item)
+            if isinstance(item, Event) and item.type is EventType.ENDED and item.failed:
+                return item.reason
+            if self._leaving and not any(self._credits.values()):
+                return ""
+        return ""
+
+    async def _pass_on(self, item: Item) -> None:
+        if not isinstance(item, Frame):
+            await self.send(server_message(item))
+            return
+        for part in await self._parts(item):
+            await self.send(pb.ServerMessage(frame=part))
+        self._credits[item.port] -= 1
+
+    async def _parts(self, frame: Frame) -> list[pb.FramePart]:
+        wish = self._wishes.get(frame.port, pb.PortWish(codec=RAW))
+        header = Header(
+            port=frame.port,
+            frame=frame.number,
+            chunk=frame.chunk,
+            index_in_chunk=frame.index,
+            pts=frame.pts,
+            epoch=frame.epoch,
+            revision=frame.revision,
+        )
+        codec = wish.codec or RAW
+        if codec == RAW and np.asarray(frame.array).nbytes <= INLINE_BYTES:
+            return split(frame.array, header, codec)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, split, frame.array, header, codec, wish.quality)
+
+    # ---- from the client ----
+
+    async def _read(self, requests: Requests) -> None:
+        """What the client says, until it closes its side: then it gets what it has given credit for, and no more."""
+        async for message in requests:
+            with contextlib.suppress(SessionEnded):  # it said so before it heard; the end is on its way
+                await self._take(message)
+        self._leaving = True
+
+    async def _take(self, message: pb.ClientMessage) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "credit":
+            self._consumer.credit(message.credit.port, message.credit.frames)
+            self._credits[message.credit.port] += message.credit.frames
+        elif kind == "ack":
+            self._consumer.ack(message.ack.port, message.ack.frame)
+        elif kind == "ping":
+            await self.send(pb.ServerMessage(pong=pb.Pong(nonce=message.ping.nonce)))
+        elif self.role is Role.VIEWER:
+            raise Denied(f"a viewer watches; only the controller may send {kind!r}")
+        elif kind == "control":
+            await self._control(message.control)
+        elif kind == "frame":
+            self._feed.take(message.frame)
+        elif kind == "finish":
+            await self._runner.finish()
+        else:
+            raise BadRequest(f"unexpected message {kind!r}: `open` comes once, first")
+
+    async def _control(self, message: pb.Control) -> None:
+        """A control that can't be taken is refused by a receipt; the stream goes on unchanged."""
+        try:
+            await self._runner.control(control_of(message), message.stage)
+        except SessionEnded:
+            raise
+        except (BadRequest, Unavailable) as error:
+            receipt = Receipt(message.revision, ReceiptStage.REJECTED, message=str(error))
+            await self.send(server_message(receipt))
+
+
+async def _opening(requests: Requests) -> pb.Open:
+    """The first message. Raises BadRequest if it is another one, or none comes."""
+    try:
+        async with asyncio.timeout(OPEN_S):
+            first = await anext(aiter(requests), None)
+    except TimeoutError:
+        raise BadRequest(f"nothing was sent for {OPEN_S:g} s; the first message must be `open`") from None
+    kind = first.WhichOneof("message") if first is not None else None
+    if first is None or kind != "open":
+        raise BadRequest(f"the first message must be `open`, got {kind or 'none'}")
+    return first.open
+
+
+def control_of(message: pb.Control) -> Control:
+    """The control that a message means. Raises BadRequest if it means none."""
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise BadRequest("a control needs one of prompt, pause, parameters")
+    if message.revision < 1:
+        raise BadRequest("a control's revision must be at least 1")
+    value: Any = getattr(message, kind)
+    if kind == "parameters":
+        value = json_format.MessageToDict(value)
+    return Control(revision=message.revision, kind=kind, value=value)

@@ -1,0 +1,193 @@
+"""One real service for the whole folder: real gRPC port, real Ray, real store server. Started once; it takes seconds."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from riverrun.actors.serve import Service
+from riverrun.configs import load_service
+from riverrun.protos import riverrun_pb2 as pb
+from riverrun.protos import riverrun_pb2_grpc as rpc
+
+DEADLINE_S = 30
+
+
+def eventually(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """The first truthy value of `what()`, asked again and again."""
+    until = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while not (value := what()):
+        assert time.monotonic() < until, f"not true after {deadline_s} s: {what}"
+        pause.wait(0.02)
+    return value
+
+
+@dataclasses.dataclass
+class Stubs:
+    """The four services of one address."""
+
+    channel: grpc.Channel
+
+    def __post_init__(self) -> None:
+        self.sessions = rpc.SessionsStub(self.channel)
+        self.streams = rpc.StreamsStub(self.channel)
+        self.jobs = rpc.JobsStub(self.channel)
+        self.cluster = rpc.ClusterStub(self.channel)
+
+    def create(self, graph: str = "synthetic", **fields: Any) -> pb.Session:
+        params = fields.pop("params", {})
+        request = pb.CreateSessionRequest(graph=graph, **fields)
+        request.params.update(params)
+        return self.sessions.Create(request, timeout=DEADLINE_S)
+
+    def get(self, session: str) -> pb.Session:
+        return self.sessions.Get(pb.GetSessionRequest(session_id=session), timeout=DEADLINE_S)
+
+    def close(self, session: str) -> pb.Session:
+        return self.sessions.Close(pb.CloseSessionRequest(session_id=session), timeout=DEADLINE_S)
+
+    def status(self) -> pb.StatusResponse:
+        return self.cluster.Status(pb.StatusRequest(), timeout=DEADLINE_S)
+
+    def connect(self, session: pb.Session, **fields: Any) -> "Stream":
+        return Stream(self, session, **fields)
+
+
+class Running:
+    """A service on a loop and thread of its own."""
+
+    def __init__(self, config: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.service = Service(config)
+
+    def call(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+
+    def start(self) -> None:
+        self.call(self.service.__aenter__())
+
+    def stop(self) -> None:
+        self.call(self.service.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+class Stream:
+    """One connection, read and written by the test's own hand. Every wait has a deadline."""
+
+    def __init__(self, stubs: Stubs, session: pb.Session, **fields: Any) -> None:
+        fields.setdefault("role", pb.ROLE_CONTROLLER)
+        fields.setdefault("resume_token", session.resume_token)
+        self._outbox: list[pb.ClientMessage | None] = []
+        self._news = threading.Condition()
+        self.say(open=pb.Open(session_id=session.session_id, **fields))
+        self._call = stubs.streams.Connect(self._requests(), timeout=DEADLINE_S)
+
+    def say(self, **message: Any) -> None:
+        with self._news:
+            self._outbox.append(pb.ClientMessage(**message))
+            self._news.notify()
+
+    def half_close(self) -> None:
+        with self._news:
+            self._outbox.append(None)
+            self._news.notify()
+
+    def credit(self, frames: int, port: str = "frames") -> None:
+        self.say(credit=pb.Credit(port=port, frames=frames))
+
+    def control(self, revision: int, **kind: Any) -> None:
+        self.say(control=pb.Control(revision=revision, **kind))
+
+    def next(self) -> pb.ServerMessage | None:
+        """The next message; None at the end. Raises grpc.RpcError."""
+        return next(self._call, None)
+
+    def until(self, kind: str) -> Any:
+        """The next message of this kind; what comes before is dropped."""
+        while (message := self.next()) is not None:
+            if message.WhichOneof("message") == kind:
+                return getattr(message, kind)
+        raise AssertionError(f"the stream ended before a message {kind!r}")
+
+    def frames(self, count: int) -> list[pb.FramePart]:
+        return [self.until("frame") for _ in range(count)]
+
+    def receipts(self, revision: int) -> list[pb.Receipt]:
+        """All receipts of a control, to its last one."""
+        found = []
+        while not found or found[-1].stage == pb.Receipt.STAGE_RECEIVED:
+            receipt = self.until("receipt")
+            if receipt.revision == revision:
+                found.append(receipt)
+        return found
+
+    def rest(self) -> list[pb.ServerMessage]:
+        """Everything to the end of the call."""
+        found = []
+        while (message := self.next()) is not None:
+            found.append(message)
+        return found
+
+    def cancel(self) -> None:
+        self._call.cancel()
+        self.half_close()
+
+    def _requests(self):
+        sent = 0
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: len(self._outbox) > sent, timeout=DEADLINE_S)  # noqa: B023
+                message = self._outbox[sent] if len(self._outbox) > sent else None
+            sent += 1
+            if message is None:
+                return
+            yield message
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "chain.yaml").write_text(
+        "name: chain\nstages: {make: {model: synthetic}, turn: {model: synthetic}}\n"
+        "edges: [{from: make.frames, to: turn.frames}]\noutputs: {frames: turn.frames}\n"
+    )
+    (folder / "turn.yaml").write_text(
+        "name: turn\nstages: {turn: {model: synthetic}}\ninputs: {video: turn.frames}\noutputs: {frames: turn.frames}\n"
+    )
+    graphs = f"graphs=[{folder}/chain.yaml,{folder}/turn.yaml]"
+    overrides = ["port=0", "models=[synthetic]", graphs, "ray_address=local", "drain_s=1"]
+    service = Running(load_service(None, overrides))
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def stubs(running):
+    with grpc.insecure_channel(running.service.address) as channel:
+        yield Stubs(channel)
+
+
+@pytest.fixture
+def code():
+    """Runs a call that must fail: its code and its one line."""
+
+    def run(call: Callable[[], Any]) -> tuple[str, str]:
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert "\n" not in caught.value.details()
+        return caught.value.code().name, caught.value.details()
+
+    return run
+
+
+__all__ = ["DEADLINE_S", "Running", "Stream", "Stubs", "eventually"]
