@@ -123,13 +123,13 @@ class Mp4Writer:
 
 
 class Segments:
-    """An endless film as MP4s of `frames_each` frames, of which the newest `keep` stay: `demo-00001.mp4` and so on."""
+    """An endless film as MP4s of `frames_each` frames (`demo-00001.mp4` …), of which the newest `keep` stay: `written`."""
 
     def __init__(self, path: Path, fps: float, frames_each: int, keep: int) -> None:
         self.path, self.frames = path, 0
         self._fps, self._frames_each, self._keep = fps, frames_each, keep
         self._current: Mp4Writer | None = None
-        self._written: list[Path] = []
+        self.written: list[Path] = []
 
     def add(self, frame: Frame) -> None:
         if self._current is None:
@@ -144,10 +144,10 @@ class Segments:
         if self._current is None:
             return
         self._current.close()
-        self._written.append(self._current.path)
+        self.written.append(self._current.path)
         self._current = None
-        while len(self._written) > self._keep:
-            self._written.pop(0).unlink(missing_ok=True)
+        while len(self.written) > self._keep:
+            self.written.pop(0).unlink(missing_ok=True)
 
 
 class PngFolder:

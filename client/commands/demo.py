@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -12,10 +13,9 @@ from typing import Annotated, Any
 import typer
 
 import riverrun
-from riverrun.client import errors
-from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, plain, show_json, started
+from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json, started
 from riverrun.client.commands.play import play, show_summary
-from riverrun.client.export import Mp4Writer, Segments, Writer
+from riverrun.client.export import Mp4Writer, Segments
 from riverrun.client.recorder import Recorder, Switch
 from riverrun.client.sheet import ContactSheet
 from riverrun.client.sync import Client
@@ -66,9 +66,14 @@ def _film(rr: Client, folder: Path, seconds: float, seed: int) -> dict[str, Any]
         sheet = ContactSheet(f"riverrun demo · graph {GRAPH} · {output.fps:g} fps", PROMPTS[0])
         writer = Mp4Writer(folder / "demo.mp4", output.fps)
         recorder = Recorder(stream, started_at, [Switch(seconds / 2, PROMPTS[1])], {output.port: writer}, sheet)
-        _run(recorder, round(seconds * output.fps))
-        sheet.save(folder / "contact_sheet.png")
-        return _summary(rr, recorder, seed, [writer.path, folder / "contact_sheet.png"])
+        total = round(seconds * output.fps)
+        stages: list[dict[str, Any]] = []
+        with contextlib.closing(recorder):
+            for frame in play(recorder, total):
+                if frame.number == total * 3 // 4:
+                    stages = _stages(rr, stream.session_id)  # now, since an ended session has none at work
+    sheet.save(folder / "contact_sheet.png")
+    return _summary(recorder, seed, stages, [writer.path, folder / "contact_sheet.png"])
 
 
 def _endless(rr: Client, folder: Path, seed: int) -> dict[str, Any]:
@@ -76,21 +81,16 @@ def _endless(rr: Client, folder: Path, seed: int) -> dict[str, Any]:
     with rr.stream(GRAPH, prompt=PROMPTS[0], seed=seed) as stream:
         output = stream.session.outputs[0]
         frames = round(SEGMENT_SECONDS * output.fps)
-        writer: Writer = Segments(folder / "demo.mp4", output.fps, frames, SEGMENTS_KEPT)
+        writer = Segments(folder / "demo.mp4", output.fps, frames, SEGMENTS_KEPT)
         recorder = Recorder(stream, started_at, _cycle(), {output.port: writer})
         try:
-            _run(recorder, None)
+            with contextlib.closing(recorder):
+                for _ in play(recorder, None):
+                    pass
         except KeyboardInterrupt:
             err.print("stopping")
-        return _summary(rr, recorder, seed, sorted(folder.glob("demo-*.mp4")))
-
-
-def _run(recorder: Recorder, total: int | None) -> None:
-    try:
-        for _ in play(recorder, total):
-            pass
-    finally:
-        recorder.close()
+        stages = _stages(rr, stream.session_id)
+    return _summary(recorder, seed, stages, writer.written)
 
 
 def _cycle() -> Iterator[Switch]:
@@ -98,11 +98,20 @@ def _cycle() -> Iterator[Switch]:
         yield Switch(count * SWITCH_SECONDS, prompt)
 
 
-def _summary(rr: Client, recorder: Recorder, seed: int, files: list[Path]) -> dict[str, Any]:
-    try:
-        stages = plain(list(rr.session(recorder.stream.session_id).stages))
-    except errors.Error as error:
-        err.print(f"the stages' timings could not be had: {error}", highlight=False, markup=False)
-        stages = []
-    summary = recorder.summary()
-    return summary | {"prompt": PROMPTS[0], "seed": seed, "stages": stages, "files": [str(path) for path in files]}
+def _stages(rr: Client, session_id: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": stage.stage,
+            "model": stage.model,
+            "steps": stage.steps,
+            "held_bytes": stage.held_bytes,
+            "step_ms_p50": round(stage.compute_ms_p50, 2),
+            "step_ms_p99": round(stage.compute_ms_p99, 2),
+        }
+        for stage in rr.session(session_id).stages
+    ]
+
+
+def _summary(recorder: Recorder, seed: int, stages: list[dict[str, Any]], files: list[Path]) -> dict[str, Any]:
+    asked = {"prompt": PROMPTS[0], "seed": seed, "stages": stages, "files": [str(path) for path in files]}
+    return recorder.summary() | asked

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+from typing import TYPE_CHECKING
 
 from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json
+
+if TYPE_CHECKING:
+    from riverrun.configs import ServiceConfig
 
 
 def serve(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
@@ -19,15 +22,12 @@ def serve(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJso
     asyncio.run(_serve(load_service(config, checked(overrides)), as_json))
 
 
-async def _serve(config, as_json: bool) -> None:
+async def _serve(config: ServiceConfig, as_json: bool) -> None:
     from riverrun.actors.serve import Service
 
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Service(config) as service:
         if as_json:
             show_json({"address": service.address})
-        err.print(f"riverrun serves at [bold]{service.address}[/]; Ctrl-C stops it")
-        await stop.wait()
-        err.print(f"stopping: clients have {config.drain_s:g} s to leave")
+        err.print(f"riverrun serves at [bold]{service.address}[/]; Ctrl-C stops it", highlight=False)
+        await service.until_stopped()
+        err.print(f"stopping: clients have {config.drain_s:g} s to leave", highlight=False)
