@@ -50,7 +50,7 @@ class Directory:
         found = await ask(self._controller.place.remote([stage.model for stage in graph.stages]), CONTROLLER)
         places = dict(zip(names, found, strict=True))
         return Placed(
-            stages={name: RayStageHandle(p.handle, _who(p), _fed_on(graph, name)) for name, p in places.items()},
+            stages={n: RayStageHandle(p.handle, _who(p), n, _fed_on(graph, n)) for n, p in places.items()},
             encoders=await self.encoders(graph),
             placement={name: Placement(p.actor, p.model, p.incarnation) for name, p in places.items()},
             fields={name: frozenset(param.name for param in p.info.params) for name, p in places.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
-from riverrun.models.base import BadRequest, Corrupt, ModelInfo, Unavailable
+from riverrun.models.base import BadRequest, Corrupt, Unavailable
 
 
 async def ask(call: Awaitable[Any], who: str) -> Any:
@@ -34,29 +35,36 @@ def own_error(error: RayTaskError) -> Exception:
 
 
 class RayStageHandle:
-    """`StageHandle` over a stage actor. by_reference: output ports that feed another stage; their large chunks stay in
-    the object store, while what only clients read comes back inline."""
+    """`StageHandle` over a stage actor.
 
-    def __init__(self, actor: ray.actor.ActorHandle, who: str, by_reference: frozenset[str] = frozenset()) -> None:
-        self._actor, self._who, self._by_reference = actor, who, by_reference
+    stage: the graph's name for it; an actor may serve several stages of one session, so it knows each as
+    "session/stage". by_reference: output ports that feed another stage; their large chunks stay in the object store,
+    while what only clients read comes back inline.
+    """
+
+    def __init__(
+        self, actor: ray.actor.ActorHandle, who: str, stage: str, by_reference: frozenset[str] = frozenset()
+    ) -> None:
+        self._actor, self._who, self._stage, self._by_reference = actor, who, stage, by_reference
 
     async def open(self, request: OpenRequest) -> OpenReply:
-        return await ask(self._actor.open.remote(request), self._who)
+        return await ask(self._actor.open.remote(replace(request, session=self._key(request.session))), self._who)
 
     async def step(self, request: StepRequest) -> StepReply:
-        return await ask(self._actor.step.remote(request, self._by_reference), self._who)
+        named = replace(request, session=self._key(request.session))
+        return await ask(self._actor.step.remote(named, self._by_reference), self._who)
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
-        return await ask(self._actor.attach.remote(session, epoch), self._who)
+        return await ask(self._actor.attach.remote(self._key(session), epoch), self._who)
 
     async def close(self, session: str, epoch: Epoch) -> None:
-        await ask(self._actor.close.remote(session, epoch), self._who)
+        await ask(self._actor.close.remote(self._key(session), epoch), self._who)
+
+    def _key(self, session: str) -> str:
+        return f"{session}/{self._stage}"
 
     async def fetch(self, data: Any) -> np.ndarray:
         return await ask(data, self._who) if isinstance(data, ray.ObjectRef) else data
-
-    async def info(self) -> ModelInfo:
-        return await ask(self._actor.info.remote(), self._who)
 
 
 class RayEncoderHandle:

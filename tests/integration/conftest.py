@@ -1,4 +1,4 @@
-"""One real service for the whole folder: real gRPC port, real Ray, real store server. Started once; it takes seconds."""
+"""One real service for the whole folder: real gRPC port, real Ray, real store server. Started once."""
 
 import asyncio
 import dataclasses
