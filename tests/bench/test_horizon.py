@@ -40,21 +40,23 @@ def test_growth_counts_from_the_warm_up_on(leak: int) -> None:
     assert found[0].percent == 0
 
 
-def test_show_names_the_worst() -> None:
-    plan = Plan.of(100, 40)
+@pytest.mark.parametrize(
+    ("holds", "ending"),
+    [(True, "stayed the same: yes"), (False, "stayed the same: NO"), (None, "take 1000 or more")],
+)
+def test_show_ends_with_the_verdict(holds: bool | None, ending: str) -> None:
+    row = {"process": "client", "settled_mib": 100.0, "end_mib": 103.0, "percent": 3.0, "own_percent": 4.0}
     figures = {
-        "growth": [
-            {"process": "client", "settled_mib": 100.0, "end_mib": 103.0, "percent": 3.0, "own_percent": 4.0},
-        ],
+        "growth": [row],
         "worst_growth_percent": 3.0,
         "keys_min": 7,
         "keys_max": 7,
         "chunk_ms_settled": 12.0,
         "chunk_ms_end": 12.5,
-        "holds": False,
+        "holds": holds,
     }
-    text = show(figures, plan)
+    text = show(figures, Plan.of(100, 40))
     assert "| client  |" in text
     assert "+3.00 %" in text
     assert "store keys after chunk 30: 7 to 7" in text
-    assert text.endswith("the keys stayed the same: NO")
+    assert text.endswith(ending)
