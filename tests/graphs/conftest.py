@@ -42,6 +42,7 @@ class FakeClock:
         await future
 
     async def advance(self, seconds: float) -> None:
+        await settle()
         end = self._now + seconds
         while self._sleepers and self._sleepers[0][0] <= end:
             self._now, _, future = heapq.heappop(self._sleepers)

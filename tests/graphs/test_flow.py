@@ -93,10 +93,10 @@ def test_a_slow_last_stage_stalls_the_ones_before_it(lab, run):
         assert (len(a.requests), len(b.requests), len(c.requests)) == (4, 2, 1)
         for n in range(1, 6):
             c.gate.release()
+            assert lab.values(await lab.take(reader, 4)) == list(range(4 * n - 4, 4 * n))
             await lab.settle()
             assert (len(a.requests), len(b.requests), len(c.requests)) == (4 + n, 2 + n, 1 + n)
             rig.runner.check()
-        assert lab.values(await lab.take(reader, 20)) == list(range(20))
         assert (a.fetched, b.fetched) == (0, 0)  # interior chunks are never fetched
         await rig.close()
 
