@@ -123,7 +123,7 @@ class Mp4Writer:
 
 
 class Segments:
-    """An endless film as MP4s of `frames_each` frames (`demo-00001.mp4` …), of which the newest `keep` stay: `written`."""
+    """MP4s of `frames_each` frames (`demo-00001.mp4` …) of an endless film; the newest `keep` stay: `written`."""
 
     def __init__(self, path: Path, fps: float, frames_each: int, keep: int) -> None:
         self.path, self.frames = path, 0
