@@ -120,12 +120,12 @@ def follow(stream: Stream, service: Service, plan: Plan) -> tuple[list[Sample], 
     return samples, took
 
 
-def measure(model: str, plan: Plan, first: Callable[[str], None] = print) -> dict[str, Any]:
+def measure(model: str, plan: Plan) -> dict[str, Any]:
     """Runs the service and one session; the figures that `show` prints and `--json` writes."""
     graph, params = GRAPHS[model]
     with serving() as service, connect(service.address) as rr:
         rr.models()  # waits for models that are loading: they are not what is measured
-        first(f"{plan.chunks} chunks of {graph!r} at {service.address} …")
+        print(f"{plan.chunks} chunks of {graph!r} at {service.address} …", flush=True)
         with rr.stream(graph, prompt=PROMPTS[0], seed=1, **params) as stream:
             samples, took = follow(stream, service, plan)
         names = service.names(rr.status())
