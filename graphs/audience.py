@@ -26,9 +26,13 @@ class Audience:
         return next(iter(self.rings.values()))
 
     @property
-    def idle_s(self) -> float:
-        """For how long nobody has been here."""
-        return 0.0 if self._consumers else self._clock.now() - self._busy_at
+    def empty(self) -> bool:
+        return not self._consumers
+
+    @property
+    def quiet_s(self) -> float:
+        """Since when nobody has come, gone, or been given a frame."""
+        return self._clock.now() - self._busy_at
 
     @property
     def delivered(self) -> int:

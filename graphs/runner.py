@@ -21,7 +21,7 @@ from riverrun.graphs.graph import Graph, validate
 from riverrun.graphs.items import Event, EventType
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.opening import answer, open_stages
-from riverrun.graphs.stage import EncoderHandle, Epoch, StageHandle
+from riverrun.graphs.stage import EncoderHandle, Epoch, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.waiting import Clock, Signal, within
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
@@ -245,11 +245,16 @@ class Runner:
         return SessionState.FAILED, f"internal error: {type(error).__name__}: {error}"
 
     async def _free(self, state: SessionState, reason: str) -> None:
-        """Tells everybody that and why it ended, then closes all stages (opened or not) and writes the record."""
+        """Tells everybody that and why it ended, then closes all stages (opened or not) and writes the record.
+
+        A session that another runner has taken over is left as it is: its stages and record are that one's.
+        """
         self._to(state, reason)
         if self._flow:
             self._flow.audience.end(Event(EventType.ENDED, reason, failed=state is SessionState.FAILED))
             await self._flow.stop_fetching()
+        if isinstance(self._fault, Conflict | StaleEpoch):
+            return
         for error in await asyncio.gather(*map(self._close_stage, self._stages), return_exceptions=True):
             if error:
                 log.warning("session %s: a stage was not closed: %s: %s", self.record.id, type(error).__name__, error)
@@ -265,13 +270,16 @@ class Runner:
     # ---- in the background ----
 
     async def _watch_idle(self, flow: Flow) -> None:
-        """Ends the session when nobody is attached and nothing was delivered for the idle timeout."""
+        """Ends the session when nobody is attached and nothing was delivered for the idle timeout; while it drains,
+        also when somebody is attached who takes nothing (a client that sent Finish may want no more frames)."""
         limit = self.record.idle_timeout_s or self._config.idle_timeout_s
         while limit:
-            idle = flow.audience.idle_s
-            if idle >= limit:
-                self._end(SessionState.CLOSED, f"idle: nobody was connected for {limit:g} s")
-            await self._clock.sleep(max(limit - idle, limit / 100))
+            left_alone = flow.audience.empty or self._state is SessionState.DRAINING
+            quiet = flow.audience.quiet_s if left_alone else 0.0
+            if quiet >= limit:
+                what = "nobody was connected" if flow.audience.empty else "no frame was taken"
+                self._end(SessionState.CLOSED, f"idle: {what} for {limit:g} s")
+            await self._clock.sleep(max(limit - quiet, limit / 100))
 
     async def _commit_often(self) -> None:
         """Writes the record when the state changes, and every few seconds."""

@@ -49,7 +49,6 @@ def at_step(seq, error):
         (StageGone("actor gen-0 died"), "is gone: actor gen-0 died"),
         (StepFailed("NaN in the latents"), "can't go on: NaN in the latents"),
         (UnknownSession("no session s1"), "lost its state: no session s1"),
-        (StaleEpoch("epoch 1 is over"), "was taken over by another gateway: epoch 1 is over"),
         (Unavailable("no memory"), "failed: no memory"),
         (BadRequest("wrong size"), "failed: wrong size"),
     ],
@@ -302,6 +301,22 @@ def test_idle_sessions_end_and_used_ones_do_not(lab, run):
     run(body())
 
 
+def test_a_session_that_drains_does_not_wait_for_ever(lab, run):
+    async def body():
+        rig = await rig_of(lab, idle_timeout_s=60.0).open()
+        reader = rig.controller(2)
+        await lab.take(reader, 2)
+        await rig.runner.finish()  # and takes no more
+        await rig.clock.advance(59)
+        assert rig.runner.state is SessionState.DRAINING
+        await rig.clock.advance(2)
+        record = await rig.runner.ended()
+        assert (record.state, record.reason) == (SessionState.CLOSED, "idle: no frame was taken for 60 s")
+        rig.assert_clean()
+
+    run(body())
+
+
 def test_the_record_tells_how_far_it_came(lab, run):
     async def body():
         rig = await rig_of(lab).open()
@@ -406,10 +421,32 @@ def test_a_runner_that_was_taken_over_stops(lab, run):
         await rig.runner.ended()
         assert rig.runner.state is SessionState.FAILED
         assert rig.runner.status().reason == "session s1 was taken over (epoch 2, ours is 1)"
-        assert await rig.store.get("s1") == taken  # the new owner's record is as it was
-        rig.assert_clean()
+        await assert_left_to_the_new_owner(rig, taken)
 
     run(body())
+
+
+def test_a_stage_that_obeys_another_runner_stops_this_one(lab, run):
+    async def body():
+        rig = rig_of(lab)
+        rig.stages["b"].fail = at_step(3, StaleEpoch("epoch 1 is over, 2 is on"))
+        await rig.open()
+        stored = await rig.store.get("s1")
+        taken = await rig.store.take("s1", stored.version, 2, "n2")
+        _, others = await lab.rest(rig.controller(400))
+        assert lab.ended(others).reason == ("stage 'b' was taken over by another gateway: epoch 1 is over, 2 is on")
+        await rig.runner.ended()
+        await assert_left_to_the_new_owner(rig, taken)
+
+    run(body())
+
+
+async def assert_left_to_the_new_owner(rig, taken):
+    assert await rig.store.get("s1") == taken
+    assert all(len(stage.states) == 1 for stage in rig.stages.values())
+    for stage in rig.stages.values():
+        stage.states.clear()
+    rig.assert_clean()
 
 
 def test_a_slow_store_does_not_hold_the_frames(lab, run):
