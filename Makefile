@@ -54,6 +54,7 @@ format: venv  ## let ruff rewrite what it can
 
 bench: venv  ## every benchmark, short; BENCH_ARGS= for the full length
 	$(BIN)/python -m riverrun.bench.horizon $(BENCH_ARGS)
+	$(BIN)/python -m riverrun.bench.adherence $(BENCH_ARGS)
 
 realsize: venv  ## random weights of the released shapes: predicted against measured bytes
 	$(BIN)/python -m riverrun.bench.realsize
@@ -62,7 +63,7 @@ proto: venv  ## generate the Python stubs again after a change of protos/riverru
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	  $(BIN)/python -m grpc_tools.protoc -Iriverrun/protos=protos --python_out="$$out" --pyi_out="$$out" \
 	  --grpc_python_out="$$out" protos/riverrun.proto && cp "$$out"/riverrun/protos/* protos/
-	@git diff --stat -- $(STUBS)
+	@git diff --stat -- $(STUBS) || true
 
 clean:  ## remove what was built or measured here, but not .venv
 	rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache
