@@ -32,7 +32,7 @@ from riverrun.graphs.stage import (
 )
 from riverrun.graphs.waiting import Clock, Signal
 from riverrun.graphs.wiring import wire
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Control, Corrupt, Description, Unavailable
 from riverrun.store.records import PortMark
 
 _WHAT: Mapping[type, str] = {
@@ -73,7 +73,7 @@ class Flow:
         self._stages = stages
         self._fetch_s = config.deadlines.floor_s
         self._max_frames = keeper.record.max_frames
-        self._end_pts: int | None = None
+        self._end_pts = self._foreseen_end(descriptions)
         self._on_end = on_end
         self._on_fault = on_fault
         self._fetches: set[asyncio.Task[None]] = set()
@@ -141,12 +141,14 @@ class Flow:
     # ---- what the stage drivers call ----
 
     def emit(self, ring: OutputRing, chunk: Chunk, release: Callable[[], None]) -> None:
-        """Puts a chunk before the clients, cut where `max_frames` of the first output end."""
-        limit, end = self._max_frames, ring.next_frame + chunk.frames
-        if limit and end >= limit and ring is self.audience.first and self._end_pts is None:
-            self._end_pts = chunk.pts + (limit - ring.next_frame) * chunk.frame_ticks
-            self.end_sources(f"all {limit} frames were made")
-        if self._end_pts is not None:
+        """Puts a chunk before the clients. The first output ends after `max_frames`, the others at the same time."""
+        if self._max_frames and ring is self.audience.first:
+            left = self._max_frames - ring.next_frame
+            if 0 < left <= chunk.frames:
+                self._end_pts = chunk.pts + left * chunk.frame_ticks
+                self.end_sources(f"all {self._max_frames} frames were made")
+            chunk = replace(chunk, frames=min(chunk.frames, left))
+        elif self._end_pts is not None:
             left = math.ceil((self._end_pts - chunk.pts) / chunk.frame_ticks)
             chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
         ring.put(chunk, release)
@@ -163,6 +165,14 @@ class Flow:
             self.audience.tell_controller(InputAck(port, chunk.first_frame + chunk.frames - 1))
 
     # ---- its own ----
+
+    def _foreseen_end(self, descriptions: Mapping[str, Description]) -> int | None:
+        """The media time at which the first output will have its `max_frames`: known from its rate where the stream
+        begins in the graph; where a client feeds it, only once the last frame is there."""
+        if not self._max_frames or self._graph.inputs:
+            return None
+        first = next(iter(self._graph.outputs.values()))
+        return round(self._max_frames * TICKS_PER_SECOND / descriptions[first.stage].fps)
 
     async def _drive(self, driver: StageDriver) -> None:
         try:
