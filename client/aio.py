@@ -89,7 +89,7 @@ class AsyncClient:
             graph=graph, seed=seed, client_id=uuid.uuid4().hex, max_frames=await self._length(graph, frames, seconds)
         )
         fill(request.params, params)
-        session = await self._call(rpc.SessionsStub(self.channel()).Create(request, timeout=CALL_SECONDS))
+        session = await self._create(request)
         return self._open(session, pb.ROLE_CONTROLLER, ports, codec, quality, buffer)
 
     async def attach(
@@ -229,6 +229,14 @@ class AsyncClient:
         # A session that is forgotten or out of reach needs no closing: it ends by its idle timeout.
         with contextlib.suppress(errors.NotFound, errors.Unavailable):
             await self.close_session(session_id, reason)
+
+    async def _create(self, request: pb.CreateSessionRequest) -> pb.Session:
+        """Tried twice: if only the answer was lost, the client id finds the session that was made."""
+        stub = rpc.SessionsStub(self.channel())
+        try:
+            return await self._call(stub.Create(request, timeout=CALL_SECONDS))
+        except errors.Unavailable:
+            return await self._call(stub.Create(request, timeout=CALL_SECONDS))
 
     async def _length(self, graph: str, frames: int | None, seconds: float | None) -> int:
         fps = (await self.graph(graph)).outputs[0].fps if seconds is not None else 0.0

@@ -65,6 +65,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:
     details = " ".join((error.details() or "").split())
     if code == "UNAVAILABLE" and details.startswith(("failed to connect", "connections to all backends", "DNS")):
         details = f"no riverrun service answers at {address}; start one with `riverrun serve`"
+    elif code == "UNIMPLEMENTED":
+        details = f"what answers at {address} is no riverrun service, or one of another version"
     elif code == "DEADLINE_EXCEEDED":
         details = f"the service at {address} did not answer in time"
     return _CLASSES.get(code, Error)(details or f"the call failed with {code}", code)

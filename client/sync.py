@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from riverrun.client import changes
 from riverrun.client.aio import AsyncClient
-from riverrun.client.errors import Error, Unavailable
+from riverrun.client.errors import BadRequest, Error, Unavailable
 from riverrun.client.loop import LoopThread
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import Frame, Patience, Receipt
@@ -182,10 +182,10 @@ class Client:
         return self._loop.run(self._rr.status())
 
     def reachable(self, seconds: float = 2.0) -> bool:
-        """Whether a service answers there within `seconds`."""
+        """Whether a riverrun service answers there within `seconds`."""
         try:
             self._loop.run(self._rr.status(seconds))
-        except Unavailable:
+        except (Unavailable, BadRequest):  # nobody, or another gRPC service at the same port
             return False
         return True
 

@@ -50,6 +50,7 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
 
     def __init__(self) -> None:
         self.sessions: dict[str, FakeSession] = {}
+        self.created: dict[str, pb.Session] = {}
         self.jobs: dict[str, pb.Job] = {}
         self.cuts: list[int] = []
         self.faults: set[str] = set()
@@ -67,6 +68,8 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt must not be empty")
         if "no room" in self.faults:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "all 4 sessions are taken")
+        if request.client_id in self.created:
+            return self.created[request.client_id]
         record = pb.Session(
             session_id=f"s{len(self.sessions)}",
             graph=request.graph,
@@ -81,6 +84,9 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
             stages=[pb.StageStatus(stage="generate", model="fake", steps=1, compute_ms_p50=3, compute_ms_p99=9)],
         )
         self.sessions[record.session_id] = FakeSession(record, request.max_frames, request.params["prompt"])
+        self.created[request.client_id] = record
+        if "lose the answer" in self.faults:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
         return record
 
     async def _session(self, session_id, context) -> FakeSession:

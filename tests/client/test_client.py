@@ -4,10 +4,12 @@ import asyncio
 import subprocess
 import sys
 
+import grpc
 import numpy as np
 import pytest
 
 import riverrun
+from riverrun.client.loop import LoopThread
 from riverrun.client.types import Patience
 from riverrun.configs import ServiceConfig
 from riverrun.protos import DEFAULT_PORT
@@ -81,6 +83,13 @@ def test_a_service_that_stays_away_is_given_up(running):
         with pytest.raises(riverrun.Unavailable, match=r"gave up after 0\.3 s: no riverrun service answers at 127"):
             list(stream)
         running.start()
+
+
+def test_a_session_whose_answer_was_lost_is_not_made_twice(running):
+    running.service.faults = {"lose the answer"}
+    with running.client() as rr:
+        assert len(list(rr.stream("generate", prompt="a", frames=8))) == 8
+    assert len(running.service.sessions) == 1
 
 
 def test_credits_bound_what_waits_here(running):
@@ -258,6 +267,24 @@ def test_nobody_there(running):
     running.start()
 
 
+def test_another_service_at_the_port_is_told_from_ours():
+    loop = LoopThread("a bare server")
+
+    async def start():
+        server = grpc.aio.server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    server, port = loop.run(start())
+    with riverrun.Client(f"127.0.0.1:{port}", loop=loop) as rr:
+        assert not rr.reachable()
+        with pytest.raises(riverrun.BadRequest, match="is no riverrun service"):
+            rr.graphs()
+    loop.run(server.stop(0))
+    loop.stop()
+
+
 def test_silence_is_noticed(running):
     running.service.faults = {"mute"}
     patience = Patience(reconnect=0.5, first_wait=0.01, longest_wait=0.05, ping=0.05, silence=0.2)
@@ -302,3 +329,17 @@ def test_an_unknown_public_name_lists_those_there_are():
 
 def test_client_and_service_mean_the_same_port():
     assert ServiceConfig().port == DEFAULT_PORT
+
+
+def test_the_asynchronous_client_is_the_same(running):
+    async def main():
+        async with riverrun.AsyncClient(running.address) as rr:
+            stream = await rr.stream("generate", prompt="a", frames=40)
+            change = stream.prompt("b")
+            seen = [frame.number async for frame in stream]
+            return seen, await change.applied(), [graph.name for graph in await rr.graphs()]
+
+    seen, receipt, graphs = asyncio.run(main())
+    assert seen == list(range(40))
+    assert receipt.frame % 4 == 0
+    assert graphs == ["generate"]

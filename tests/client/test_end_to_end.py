@@ -1,5 +1,7 @@
 """The client and the command line against a real service (the synthetic model, whose frames say who they are)."""
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -13,10 +15,53 @@ from typer.testing import CliRunner
 
 import riverrun
 from riverrun.client.cli import app
+from riverrun.client.loop import LoopThread
 from riverrun.models.synthetic import frame_number
 
 av = pytest.importorskip("av")
 CLI = [sys.executable, "-c", "from riverrun.client.cli import main; main()"]
+
+
+class CuttingProxy:
+    """A TCP proxy that, once armed, drops every connection when the service has sent `cut_after` bytes more on it."""
+
+    def __init__(self, target: str, cut_after: int) -> None:
+        self.loop = LoopThread("proxy")
+        self._target, self._cut_after, self._left = target, cut_after, None
+        self._server = self.loop.run(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    @contextlib.contextmanager
+    def armed(self):
+        self._left = self._cut_after
+        yield
+
+    def stop(self):
+        self.loop.run(_closed(self._server))
+        self.loop.stop()
+
+    async def _serve(self, reader, writer):
+        host, port = self._target.split(":")
+        service_reader, service_writer = await asyncio.open_connection(host, int(port))
+        up = asyncio.create_task(self._pump(reader, service_writer))
+        down = asyncio.create_task(self._pump(service_reader, writer, limited=True))
+        await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+        for task, end in ((up, writer), (down, service_writer)):
+            task.cancel()
+            end.transport.abort()
+
+    async def _pump(self, reader, writer, limited=False):
+        while data := await reader.read(1024):
+            if limited and self._left is not None:
+                self._left -= len(data)
+                if self._left < 0:
+                    return
+            writer.write(data)
+            await writer.drain()
+
+
+async def _closed(server):
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +89,22 @@ def test_a_client_that_lags_behind_the_end_still_gets_the_last_frame(rr, buffer)
         first = next(stream)
         stream.ping()  # whatever the service could do meanwhile, it has
         assert [first.number, *(frame.number for frame in stream)] == list(range(30))
+
+
+@pytest.mark.parametrize("cut_after", [700, 9_000, 60_000, 150_000])
+def test_a_connection_cut_at_any_byte_loses_and_repeats_nothing(rr, cut_after):
+    proxy = CuttingProxy(rr.address, cut_after)
+    with rr.stream("synthetic", prompt="a", frames=96) as whole:
+        pixels = [frame.array for frame in whole]
+    with riverrun.Client(proxy.address, loop=proxy.loop) as through, proxy.armed():
+        stream = through.stream("synthetic", prompt="a", frames=96)
+        change = stream.prompt("a")
+        frames = list(stream)
+        assert change.applied(timeout=30).frame % 4 == 0
+    assert stream.reconnects >= 1
+    assert [frame.number for frame in frames] == list(range(96))
+    assert all((one == frame.array).all() for one, frame in zip(pixels, frames, strict=True))
+    proxy.stop()
 
 
 @pytest.mark.parametrize("codec", ["png", "jpeg"])
@@ -162,7 +223,7 @@ def test_the_other_commands(rr):
 
 
 def test_doctor_finds_this_machine_well():
-    done = CliRunner().invoke(app, ["doctor", "models=[synthetic]", "port=0", "--json"])
+    done = CliRunner().invoke(app, ["doctor", "models=[synthetic]", "service.port=0", "--json"])
     findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
     assert done.exit_code == 0, done.stdout
     assert findings["store"]["state"] == "ok"
