@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 import operator
 import os
@@ -87,7 +88,8 @@ def start_actor(
     Ray restarts neither it nor its calls (design §4). It counts no CPU, or it would pend for ever on a small machine.
     """
     for name in (name for name in vars(cls) if not name.startswith("_")):
-        ray.method(concurrency_group=places.get(name, "control"))(getattr(cls, name))
+        method = inspect.unwrap(getattr(cls, name))  # Ray looks for the group there, below decorators
+        ray.method(concurrency_group=places.get(name, "control"))(method)
     limits = config.actor
     remote = ray.remote(
         concurrency_groups=groups,

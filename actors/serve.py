@@ -40,7 +40,7 @@ class Service:
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
-        self.address = ""
+        self.address = self.store_url = ""
         self._stack = contextlib.AsyncExitStack()
         self._stopping = asyncio.Event()
         self._why = "the service is shutting down"
@@ -76,7 +76,8 @@ class Service:
         graphs = load_graphs(config, models)
         url = config.redis_url or os.environ.get("REDIS_URL", "")
         kind = "redis" if url else "embedded"
-        store = SessionStore(url or stack.enter_context(_embedded(config.data_dir)))
+        self.store_url = url or stack.enter_context(_embedded(config.data_dir))
+        store = SessionStore(self.store_url)
         stack.push_async_callback(store.close)
         await store.ping()
         stack.enter_context(_ray(config.ray_address))

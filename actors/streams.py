@@ -31,7 +31,7 @@ from riverrun.protos.wire import RAW, Header, check_codec, split
 OPEN_S = 10.0
 """A client says within so long what it wants."""
 
-LEAVE_S = 2.0
+LEAVE_S = 1.0
 """After the end was told, the client gets so long to close its side: grpc.aio drops what it has not read of a call that
 ends while it is still sending."""
 
