@@ -15,7 +15,7 @@ class RunnerConfig:
     """
 
     edge_chunks: int = 2
-    ring_frames: int = 64
+    ring_frames: int = 16
     idle_timeout_s: float = 300.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     encode_s: float = 60.0

@@ -55,7 +55,7 @@ class Lane:
         self.credits = 0
 
     def add(self, credits: int) -> None:
-        """Raises BadRequest for none, or for more outstanding than `MAX_CREDITS`."""
+        """Raises BadRequest for a negative number, or for more outstanding than `MAX_CREDITS`."""
         if credits < 0 or self.credits + credits > MAX_CREDITS:
             raise BadRequest(
                 f"{credits} more credits on port {self.ring.name!r} make {self.credits + credits};"
@@ -93,6 +93,11 @@ class Consumer:
         self._done = False
 
     @property
+    def _over(self) -> bool:
+        """Left, or replaced: what its client still says counts no more."""
+        return self._done or (self._ended is not None and self._ended.type is EventType.REPLACED)
+
+    @property
     def ports(self) -> tuple[str, ...]:
         return tuple(self._lanes)
 
@@ -115,6 +120,8 @@ class Consumer:
     def credit(self, port: str, frames: int) -> None:
         """Lets `frames` more frames go on `port`. Raises BadRequest (port, or too many outstanding)."""
         lane = self._lane(port)
+        if self._over:
+            return
         lane.add(frames)
         if self.role is Role.CONTROLLER:
             lane.ring.keep_at_least(lane.credits)
@@ -123,7 +130,7 @@ class Consumer:
     def ack(self, port: str, frame: int) -> None:
         """Frames of `port` up to number `frame` were received: they need not be kept. A viewer's says nothing."""
         lane = self._lane(port)
-        if self.role is Role.CONTROLLER:
+        if self.role is Role.CONTROLLER and not self._over:
             lane.ring.ack(frame)
             self._signal.notify()
 

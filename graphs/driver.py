@@ -112,7 +112,7 @@ class StageDriver:
             await self._step(turn)
 
     def turn(self) -> Turn | None:
-        """What to do now; None: wait. Depends on the edges and the last reply only."""
+        """What to do now; None: wait. What a step takes in depends on the edges and the last reply only."""
         if not self._has_room():
             return None
         if not self.inputs:

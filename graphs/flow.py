@@ -101,6 +101,8 @@ class Flow:
         """See `Runner.push`; returns without having taken the chunk when `gone()`."""
         if port not in self._graph.inputs:
             raise BadRequest(f"no input {port!r}; there are {', '.join(sorted(self._graph.inputs)) or 'none'}")
+        if chunk.frames < 1:
+            raise BadRequest(f"a chunk for input {port!r} needs at least one frame, got {chunk.frames}")
         edge = self.edges[self._graph.inputs[port]]
         await self.signal.until(lambda: edge.ended or gone() or edge.has_room(1))
         if edge.ended:

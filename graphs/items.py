@@ -35,7 +35,8 @@ class ReceiptStage(StrEnum):
 @dataclass(frozen=True)
 class Receipt:
     """What became of a control. chunk, frame: where it is in force from, on the first output port of the stage that
-    took it (the last of them in graph order, if several did). message: why it was rejected."""
+    took it (the last of them to make one, if several did). message: why it was rejected. A control that is overtaken by
+    the session's end has no second receipt."""
 
     revision: int
     stage: ReceiptStage

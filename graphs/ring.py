@@ -44,7 +44,7 @@ class Slot:
     def frame(self, port: str, number: int) -> Frame:
         assert self.array is not None
         c, index = self.chunk, number - self.first
-        return Frame(port, number, c.seq, index, self.pts_of(number), c.epoch, c.revision, self.array[index])
+        return Frame(port, number, c.seq, index, self.pts_of(number), c.epoch, c.revision, self.array[index, ...])
 
 
 class OutputRing:

@@ -253,6 +253,12 @@ def test_client_input_is_numbered_acked_and_bounded(lab, run):
                 await rig.runner.push("video", chunk(n))
             await rig.runner.finish()
 
+        for port, wrong, says in [
+            ("film", chunk(0), "no input 'film'; there are video"),
+            ("video", Chunk("video", None, 0, lab.TICKS, 0), "at least one frame"),
+        ]:
+            with pytest.raises(BadRequest, match=says):
+                await rig.runner.push(port, wrong)
         feeding = asyncio.create_task(feed())
         await lab.settle()
         assert not feeding.done()  # nothing is read, so there is no room

@@ -93,7 +93,8 @@ class Client:
         await self.rig.runner.control(Control(self.revision, *control))
         if pause and not paused:
             await self.lab.settle()
-            await self.control()  # and goes on
+            if not self.rig.runner.state.ended:
+                await self.control()  # and goes on
 
 
 async def watch(lab, rig, rng):
