@@ -23,6 +23,8 @@ from riverrun.models.base import BadRequest, Corrupt, Unavailable
 
 out, err = Console(), Console(stderr=True)
 
+PIPED_WIDTH = 200
+
 Address = Annotated[
     str | None,
     typer.Option("--address", metavar="HOST:PORT", help="The service; by default RIVERRUN_ADDRESS, or this machine's."),
@@ -117,10 +119,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> 
     if not rows:
         out.print(empty)
         return
-    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for place, column in enumerate(columns):
+        grid.add_column(column, no_wrap=place == 0, overflow="fold")  # an id must stay whole, to be copied
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
-    out.print(grid)
+    out.print(grid, width=None if out.is_terminal else PIPED_WIDTH)
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import typer
 from rich.table import Table
 
-from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, out, show_json
+from riverrun.client.commands.common import PIPED_WIDTH, AsJson, ConfigFile, Overrides, checked, err, out, show_json
 
 _SHOWN = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
 
@@ -26,6 +26,6 @@ def doctor(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJs
         grid = Table("", "what", "found", "what to do", box=None, pad_edge=False, header_style="bold")
         for finding in findings:
             grid.add_row(_SHOWN[finding.state], finding.what, finding.found, finding.advice)
-        out.print(grid)
+        out.print(grid, width=None if out.is_terminal else PIPED_WIDTH)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)

@@ -86,8 +86,9 @@ def _show(job: pb.Job, as_json: bool) -> None:
     if as_json:
         show_json(job)
         return
+    why = f" ({job.reason})" if job.reason else ""
     out.print(
-        f"{job.job_id}: {_state(job)} {job.reason}, {job.frames_done} of {job.frames_total} frames",
+        f"{job.job_id}: {_state(job)}{why}, {job.frames_done} of {job.frames_total} frames",
         highlight=False,
         markup=False,
     )

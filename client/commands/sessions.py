@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Annotated
 
 import typer
@@ -26,9 +27,7 @@ def list_sessions(
     if as_json:
         show_json(sessions)
         return
-    rows = [
-        (s.session_id, s.graph, _state(s), s.frames_delivered, s.created.ToJsonString(), s.reason) for s in sessions
-    ]
+    rows = [(s.session_id, s.graph, _state(s), s.frames_delivered, _when(s), s.reason) for s in sessions]
     table(("session", "graph", "state", "frames", "created", "reason"), rows, "no sessions")
 
 
@@ -66,6 +65,10 @@ def close_session(
         show_json(session)
     else:
         out.print(f"{session.session_id}: {_state(session)}", highlight=False)
+
+
+def _when(session: pb.Session) -> str:
+    return f"{session.created.ToDatetime(UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _state(session: pb.Session) -> str:

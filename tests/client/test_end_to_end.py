@@ -27,7 +27,8 @@ class CuttingProxy:
 
     def __init__(self, target: str, cut_after: int) -> None:
         self.loop = LoopThread("proxy")
-        self._target, self._cut_after, self._left = target, cut_after, None
+        self._target, self._cut_after = target, cut_after
+        self._left: int | None = None
         self._server = self.loop.run(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
