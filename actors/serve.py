@@ -140,6 +140,8 @@ def _ray(address: str) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS", "local")
     quiet = {"logging_level": logging.ERROR, "namespace": "riverrun"}
     if address == "local":
+        # Should we be killed, Ray's helpers go too, but not before they gave up on the head that died with us (60 s).
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
         ray.init(
             address="local",
             include_dashboard=False,
