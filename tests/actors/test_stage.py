@@ -61,7 +61,9 @@ def stepper():
 
     yield make
     for one in made:
-        one._threads.shutdown(wait=False)
+        while one.worker.run_once():  # a step nobody made would keep its thread, and with it this process, for ever
+            pass
+        one._threads.shutdown()
 
 
 class Recording(Synthetic):
