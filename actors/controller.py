@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import ray
 
@@ -19,6 +20,7 @@ from riverrun.actors.pool import MemberHealth, Place, Pool
 from riverrun.actors.stage import StageHealth
 from riverrun.actors.stage_actor import start_stage
 from riverrun.configs import ModelConfig
+from riverrun.graphs.graph import Graph
 from riverrun.models.base import BadRequest, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -28,16 +30,30 @@ P99S = 20.0
 """A step may take so many times the 99th percentile of the last ones before its actor counts as hung."""
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """What the cluster serves, by name. That of the service which started the controller; others join it."""
+
+    models: Mapping[str, ModelConfig]
+    graphs: Mapping[str, Graph]
+
+
 class Controller:
     """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung."""
 
-    def __init__(self, models: Sequence[ModelConfig], step_timeout_s: float) -> None:
+    def __init__(self, catalogue: Catalogue, step_timeout_s: float) -> None:
+        self._catalogue = catalogue
+        models = catalogue.models.values()
         self._pools = {m.name: Pool(m, start_encoder if m.stage == "encoder" else start_stage) for m in models}
         self._step_timeout_s = step_timeout_s
         for pool in self._pools.values():
             if pool.config.actor.eager:
                 pool.fill()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def catalogue(self) -> Catalogue:
+        """The models and graphs there are."""
+        return self._catalogue
 
     @carried
     def place(self, models: Sequence[str]) -> list[Place]:
@@ -89,11 +105,11 @@ def is_hung(health: StageHealth, step_timeout_s: float) -> bool:
     return health.steps > 0 and health.running_s > max(step_timeout_s, P99S * health.p99_ms / 1000)
 
 
-def controller_actor(models: Mapping[str, ModelConfig], step_timeout_s: float) -> tuple[ray.actor.ActorHandle, bool]:
+def controller_actor(catalogue: Catalogue, step_timeout_s: float) -> tuple[ray.actor.ActorHandle, bool]:
     """The cluster's controller, and whether this call started it."""
     try:
         return ray.get_actor(NAME, namespace=NAMESPACE), False
     except ValueError:
         remote = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0, max_task_retries=0)(Controller)
         options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
-        return remote.options(**options).remote(list(models.values()), step_timeout_s), True
+        return remote.options(**options).remote(catalogue, step_timeout_s), True

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import ray
 
+from riverrun.actors.controller import Catalogue
 from riverrun.actors.errors import NotFound
 from riverrun.actors.handles import RayEncoderHandle, RayStageHandle, ask
 from riverrun.actors.pool import MemberHealth, Place
-from riverrun.configs import ModelConfig
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.stage import EncoderHandle, StageHandle
 from riverrun.models.base import ModelInfo
@@ -32,11 +32,9 @@ class Placed:
 class Directory:
     """Graphs and models of this service. Every method may raise Unavailable when the controller is gone."""
 
-    def __init__(
-        self, controller: ray.actor.ActorHandle, graphs: Mapping[str, Graph], models: Mapping[str, ModelConfig]
-    ) -> None:
+    def __init__(self, controller: ray.actor.ActorHandle, catalogue: Catalogue) -> None:
         self._controller = controller
-        self.graphs, self.models = graphs, models
+        self.graphs, self.models = catalogue.graphs, catalogue.models
 
     def graph(self, name: str) -> Graph:
         """Raises NotFound listing those there are."""

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import ray
 
-from riverrun.actors.controller import controller_actor
+from riverrun.actors.controller import Catalogue, controller_actor
 from riverrun.actors.directory import Directory
 from riverrun.actors.gateway import Gateway
+from riverrun.actors.handles import ask
 from riverrun.actors.host import SessionHost
 from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
 from riverrun.graphs.graph import Graph, load_graph
@@ -81,10 +82,10 @@ class Service:
         stack.push_async_callback(store.close)
         await store.ping()
         stack.enter_context(_ray(config.ray_address))
-        controller, is_ours = controller_actor(models, config.step_timeout_s)
+        controller, is_ours = controller_actor(Catalogue(models, graphs), config.step_timeout_s)
         if is_ours:
             stack.callback(ray.kill, controller)
-        directory = Directory(controller, graphs, models)
+        directory = Directory(controller, await ask(controller.catalogue.remote(), "the controller"))
         name = secrets.token_hex(6)
         host = SessionHost(directory, store, SystemClock(), config, name)
         gateway = Gateway(host, directory, kind)
@@ -140,8 +141,6 @@ def _ray(address: str) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS", "local")
     quiet = {"logging_level": logging.ERROR, "namespace": "riverrun"}
     if address == "local":
-        # Should we be killed, Ray's helpers go too, but not before they gave up on the head that died with us (60 s).
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
         ray.init(
             address="local",
             include_dashboard=False,

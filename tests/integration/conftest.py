@@ -5,6 +5,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,8 @@ from riverrun.actors.serve import Service
 from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
+
+from . import own_model
 
 DEADLINE_S = 30
 
@@ -153,6 +156,16 @@ class Stream:
             yield message
 
 
+def own_models(folder: Path) -> None:
+    """A user's package with a model, two YAMLs that name it (one wrongly), and their graphs."""
+    (folder / "greys").mkdir()
+    (folder / "greys" / "mod.py").write_text(own_model.MODEL)
+    for name, arg in (("grey", "factor"), ("broken", "faktor")):
+        (folder / f"{name}.yaml").write_text(own_model.YAML.format(name=name, arg=arg))
+        graph = f"name: {name}\nstages: {{make: {{model: {name}}}}}\noutputs: {{frames: make.frames}}\n"
+        (folder / f"{name}-graph.yaml").write_text(graph)
+
+
 @pytest.fixture(scope="session")
 def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
@@ -163,8 +176,10 @@ def running(tmp_path_factory):
     (folder / "turn.yaml").write_text(
         "name: turn\nstages: {turn: {model: synthetic}}\ninputs: {video: turn.frames}\noutputs: {frames: turn.frames}\n"
     )
-    graphs = f"graphs=[{folder}/chain.yaml,{folder}/turn.yaml]"
-    overrides = ["port=0", "models=[synthetic]", graphs, "ray_address=local", "drain_s=1"]
+    own_models(folder)
+    graphs = ",".join(f"{folder}/{name}.yaml" for name in ("chain", "turn", "grey-graph", "broken-graph"))
+    models = f"synthetic,{folder}/grey.yaml,{folder}/broken.yaml"
+    overrides = ["port=0", f"models=[{models}]", f"graphs=[{graphs}]", "ray_address=local", "drain_s=1"]
     service = Running(load_service(None, overrides))
     service.start()
     yield service

@@ -14,8 +14,7 @@ from .conftest import eventually
 
 
 def the_actor(stubs) -> pb.ActorStatus:
-    (actor,) = stubs.status().actors
-    return actor
+    return next(actor for actor in stubs.status().actors if actor.model == "synthetic")
 
 
 def test_control_calls_answer_while_a_chunk_runs(stubs):

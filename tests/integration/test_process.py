@@ -1,0 +1,83 @@
+"""A whole service in a process of its own: it leaves well; killed, nothing of it stays and no client hangs."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import grpc
+import psutil
+import pytest
+
+from riverrun.protos import riverrun_pb2 as pb
+
+from .conftest import DEADLINE_S, Stubs, eventually
+
+SERVE = """
+import asyncio
+from riverrun.actors.serve import Service
+from riverrun.configs import load_service
+
+async def main():
+    async with Service(load_service(None, ["port=0", "models=[synthetic]", "ray_address=local", "drain_s=0.5"])) as it:
+        print(it.address, flush=True)
+        await it.until_stopped()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def served():
+    """(process, its descendants, stubs, a stream that has had its first frames)."""
+    without = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS")}
+    process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True, env=without)
+    address = process.stdout.readline().strip()
+    with grpc.insecure_channel(address) as channel:
+        stubs = Stubs(channel)
+        session = stubs.create(params={"step_ms": 20})
+        stream = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=500)])
+        stream.frames(4)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4  # store, Ray's own, controller, stage actor
+        yield process, family, stream
+    for one in [process, *family]:
+        try:
+            one.kill()
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    process.wait(DEADLINE_S)
+
+
+def all_gone(family: list[psutil.Process]) -> bool:
+    return not any(is_there(one) for one in family)
+
+
+def is_there(one: psutil.Process) -> bool:
+    """Ray's own two agents are not counted: they notice a minute after their head died."""
+    try:
+        return one.status() != psutil.STATUS_ZOMBIE and "agent" not in " ".join(one.cmdline()).lower()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served):
+    process, family, stream = served
+    process.send_signal(signal.SIGTERM)
+    away = stream.until("go_away")
+    assert away.reason == "the service got SIGTERM"
+    ended = stream.until("event")
+    assert (ended.type, ended.reason) == (pb.Event.TYPE_ENDED, "the service got SIGTERM")
+    stream.half_close()
+    assert stream.rest() == []
+    assert process.wait(DEADLINE_S) == 0
+    assert eventually(lambda: all_gone(family))
+
+
+def test_sigkill_of_the_whole_service_is_a_clear_error_and_leaves_nothing(served, code):
+    process, family, stream = served
+    process.kill()
+    name, line = code(stream.rest)
+    assert name == "UNAVAILABLE"
+    assert line
+    assert eventually(lambda: all_gone(family))
