@@ -86,12 +86,12 @@ def test_a_full_actor_says_so_with_details(stubs):
 
 
 def test_models_graphs_and_status(stubs):
-    (model,) = stubs.cluster.ListModels(pb.ListModelsRequest(), timeout=30).models
-    assert (model.name, model.stage, model.class_path) == (
-        "synthetic",
-        "generation",
-        "riverrun.models.synthetic:Synthetic",
-    )
+    models = {m.name: m for m in stubs.cluster.ListModels(pb.ListModelsRequest(), timeout=30).models}
+    assert sorted(models) == ["broken", "grey", "synthetic"]
+    assert [(p.name, p.required) for p in models["grey"].params] == [("level", True)]
+    assert list(models["broken"].outputs) == []
+    model = models["synthetic"]
+    assert (model.stage, model.class_path) == ("generation", "riverrun.models.synthetic:Synthetic")
     assert ("height", "int", "32", False) in [(p.name, p.type, p.default, p.required) for p in model.params]
     graphs = {g.name: g for g in stubs.cluster.ListGraphs(pb.ListGraphsRequest(), timeout=30).graphs}
     assert sorted(graphs) == ["broken", "chain", "grey", "synthetic", "turn"]
