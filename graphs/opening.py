@@ -22,6 +22,14 @@ async def answer(clock: Clock, seconds: float, work: Awaitable[T], who: str) -> 
         raise StageGone(f"{who} did not answer for {seconds:g} s") from error
 
 
+def stage_seed(seed: int, index: int) -> int:
+    """64 bits for the stage at place `index` of the graph: no two stages of a session draw the same noise.
+
+    The first stage's is the session's own, so that a model stepped alone with that seed makes the same frames.
+    """
+    return (seed + index * 0x9E3779B97F4A7C15) % 2**64  # odd, so all differ
+
+
 async def open_stages(
     record: SessionRecord,
     epoch: Epoch,
@@ -33,14 +41,14 @@ async def open_stages(
 ) -> dict[str, OpenReply]:
     """Replies by stage. The first failure cancels the others; what was opened is the caller's to close."""
 
-    async def open_one(name: str) -> OpenReply:
+    async def open_one(index: int, name: str) -> OpenReply:
         params = record.params.get(name, {})
         embedding = None
         if name in encoders and PROMPT in params:
             embedding = await answer(clock, encode_s, encoders[name].encode(params[PROMPT]), "the prompt encoder")
-        request = OpenRequest(record.id, epoch, params, record.seed, embedding)
+        request = OpenRequest(record.id, epoch, params, stage_seed(record.seed, index), embedding)
         return await answer(clock, open_s, stages[name].open(request), f"stage {name!r}")
 
     async with asyncio.TaskGroup() as opening:
-        tasks = {name: opening.create_task(open_one(name)) for name in stages}
+        tasks = {name: opening.create_task(open_one(index, name)) for index, name in enumerate(stages)}
     return {name: task.result() for name, task in tasks.items()}

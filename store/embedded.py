@@ -141,7 +141,12 @@ class EmbeddedServer:
                 try:
                     command = [binary, *words]
                     process = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        preexec_fn=_die_with_parent,
+                        start_new_session=True,  # a terminal's Ctrl-C is for the service, which stops the store last
                     )
                 except OSError as error:
                     failed.append(error)
