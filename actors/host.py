@@ -49,11 +49,15 @@ class SessionWish:
 
 @dataclass
 class Hosted:
-    """A session that runs here. opened: set when its opening is over, well or not. token: its resume token."""
+    """A session that runs here.
+
+    token: its resume token. opened: set when its opening is over, well or not. inputs: frames taken in, by graph input.
+    """
 
     runner: Runner
     token: str
     opened: asyncio.Event = field(default_factory=asyncio.Event)
+    inputs: dict[str, int] = field(default_factory=dict)
 
 
 class SessionHost:

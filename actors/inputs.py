@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from riverrun.graphs.runner import Runner
+from riverrun.actors.host import Hosted
+from riverrun.graphs.runner import SessionEnded
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import Joined, Joiner
@@ -15,42 +16,56 @@ error. The connection must go on reading (credits, pings), so it can't wait for 
 
 
 class InputFeed:
-    """Puts frames together and pushes each as a chunk of one, in order."""
+    """Puts the frames of one connection together and pushes each as a chunk of one, in order.
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    `hosted.inputs` says how many frames of each input the session has: a client that reconnects sends what was not
+    acked again, and what had arrived all the same is dropped here.
+    """
+
+    def __init__(self, hosted: Hosted) -> None:
+        self._hosted = hosted
         self._joiner = Joiner()
-        self._waiting: asyncio.Queue[Joined] = asyncio.Queue(MAX_WAITING)
-        self._next: dict[str, int] = {}
+        self._waiting: asyncio.Queue[Joined | None] = asyncio.Queue()
+        self._next = dict(hosted.inputs)
         self._last_pts: dict[str, int] = {}
 
     def take(self, part: pb.FramePart) -> None:
-        """Raises WireError, BadRequest (numbers with a gap, too many waiting). Repeated frames are dropped."""
+        """Raises WireError, BadRequest (numbers with a gap, too many waiting)."""
         joined = self._joiner.add(part)
         if joined is None:
             return
-        header = joined.header
-        due = self._next.setdefault(header.port, header.frame)  # a reconnect goes on where the client stands
+        header, due = joined.header, self._next.get(joined.header.port, 0)
         if header.frame < due:
             return
         if header.frame > due:
             raise BadRequest(f"input {header.port!r}: frame {header.frame} came where {due} was due")
+        if self._waiting.qsize() >= MAX_WAITING:
+            raise BadRequest(f"more than {MAX_WAITING} input frames wait; send more as input_ack comes")
         self._next[header.port] = due + 1
-        try:
-            self._waiting.put_nowait(joined)
-        except asyncio.QueueFull:
-            raise BadRequest(f"more than {MAX_WAITING} input frames wait; send more as input_ack comes") from None
+        self._waiting.put_nowait(joined)
+
+    def finish(self) -> None:
+        """No more input: the session is finished when the frames before this have gone in."""
+        self._waiting.put_nowait(None)
 
     async def run(self) -> None:
-        """Pushes until cancelled. Raises BadRequest for an input the graph has not."""
-        while True:
-            joined = await self._waiting.get()
-            await self._runner.push(joined.header.port, self._chunk(joined))
+        """Pushes until cancelled, or the session has ended. Raises BadRequest for an input the graph has not."""
+        runner = self._hosted.runner
+        try:
+            while True:
+                joined = await self._waiting.get()
+                if joined is None:
+                    await runner.finish()
+                else:
+                    await runner.push(joined.header.port, self._chunk(joined))
+                    self._hosted.inputs[joined.header.port] = joined.header.frame + 1
+        except SessionEnded:
+            return  # the end is on its way to the client
 
     def _chunk(self, joined: Joined) -> Chunk:
         """ticks to the next frame: as from the last one to this; for the first, the session's own rate."""
         header = joined.header
-        fps = next((o.fps for o in self._runner.status().outputs), 16.0)
+        fps = next((o.fps for o in self._hosted.runner.status().outputs), 16.0)
         usual = round(TICKS_PER_SECOND / fps)
         ticks = header.pts - self._last_pts.get(header.port, header.pts - usual)
         self._last_pts[header.port] = header.pts

@@ -162,5 +162,5 @@ def _graph_output(about: Graph, name: str, infos: Mapping[str, ModelInfo | None]
     return output_port(output_status(name, at, info.description))
 
 
-def _state(name: str) -> pb.SessionState:
-    return pb.SessionState.Value(f"SESSION_STATE_{name.upper()}")
+def _state(name: str) -> str:
+    return f"SESSION_STATE_{name.upper()}"

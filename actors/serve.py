@@ -16,10 +16,11 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from riverrun.actors.controller import Catalogue, controller_actor
+from riverrun.actors.controller import NAMESPACE, Catalogue, controller_actor
 from riverrun.actors.directory import Directory
 from riverrun.actors.gateway import Gateway
 from riverrun.actors.handles import ask
@@ -139,7 +140,7 @@ def _ray(address: str) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS", "local")
-    quiet = {"logging_level": logging.ERROR, "namespace": "riverrun"}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address == "local":
         ray.init(
             address="local",

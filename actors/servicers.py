@@ -137,7 +137,7 @@ def _job(job: Job) -> pb.Job:
     return pb.Job(
         job_id=job.id,
         graph=job.spec.graph,
-        state=pb.JobState.Value(f"JOB_STATE_{job.state.name}"),
+        state=f"JOB_STATE_{job.state.name}",
         reason=job.reason,
         frames_done=job.frames_done,
         frames_total=job.spec.frames,

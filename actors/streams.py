@@ -23,6 +23,7 @@ from riverrun.actors.messages import duration, live_session, server_message
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
 from riverrun.graphs.items import Event, EventType, Frame, Item, Receipt, ReceiptStage
 from riverrun.graphs.runner import SessionEnded
+from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Control, Kind, Unavailable
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
@@ -49,6 +50,7 @@ class Streams(rpc.StreamsServicer):
     def __init__(self, host: SessionHost, pool: Executor, gateways: list[str]) -> None:
         self._host, self._pool, self._gateways = host, pool, gateways
         self._connections: set[Connection] = set()
+        self._left = Signal()
 
     async def Connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
         async with mapped(context):
@@ -62,6 +64,7 @@ class Streams(rpc.StreamsServicer):
                 await connection.run(requests, self._gateways, self._host.config.idle_timeout_s)
             finally:
                 self._connections.discard(connection)
+                self._left.notify()
 
     async def go_away(self, time_left_s: float, reason: str) -> None:
         """Tells every client that this gateway is about to leave."""
@@ -75,8 +78,7 @@ class Streams(rpc.StreamsServicer):
         """Returns when no client is connected, or after the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._connections:
-                    await asyncio.sleep(0.05)
+                await self._left.until(lambda: not self._connections)
 
 
 class Connection:
@@ -94,7 +96,7 @@ class Connection:
         self._credits: dict[str, int] = {}
         self._leaving = False
         self._consumer: Consumer
-        self._feed = InputFeed(self._runner)
+        self._feed = InputFeed(hosted)
 
     async def run(self, requests: Requests, gateways: list[str], idle_timeout_s: float) -> None:
         """Serves the client until either side ends. Raises SessionFailed after telling it why the session failed."""
@@ -131,23 +133,26 @@ class Connection:
         """Both directions, and the client's frames on their way in; the first to fail ends all."""
         reader = asyncio.create_task(self._read(requests))
         writer = asyncio.create_task(self._write())
-        feeder = asyncio.create_task(self._feed.run())
+        running: set[asyncio.Task[Any]] = {reader, writer, asyncio.create_task(self._feed.run())}
         try:
-            await asyncio.wait({reader, writer, feeder}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (reader, feeder):
-                if task.done():
+            while writer in running and not self._has_left:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
                     task.result()
-            if not writer.done() and self._leaving and not any(self._credits.values()):
+            if writer in running:
                 return
-            failure = await writer
-            if not reader.done():
-                await asyncio.wait({reader}, timeout=LEAVE_S)
-            if failure:
+            await asyncio.wait({reader}, timeout=LEAVE_S)
+            if failure := writer.result():
                 raise SessionFailed(failure)
         finally:
-            for task in (reader, writer, feeder):
+            for task in running:
                 task.cancel()
-            await asyncio.gather(reader, writer, feeder, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
+
+    @property
+    def _has_left(self) -> bool:
+        """Whether the client has closed its side and has had all it gave credit for."""
+        return self._leaving and not any(self._credits.values())
 
     # ---- to the client ----
 
@@ -157,8 +162,8 @@ class Connection:
             await self._pass_on(item)
             if isinstance(item, Event) and item.type is EventType.ENDED and item.failed:
                 return item.reason
-            if self._leaving and not any(self._credits.values()):
-                return ""
+            if self._has_left:
+                break
         return ""
 
     async def _pass_on(self, item: Item) -> None:
@@ -211,7 +216,7 @@ class Connection:
         elif kind == "frame":
             self._feed.take(message.frame)
         elif kind == "finish":
-            await self._runner.finish()
+            self._feed.finish()
         else:
             raise BadRequest(f"unexpected message {kind!r}: `open` comes once, first")
 

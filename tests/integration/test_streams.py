@@ -228,6 +228,34 @@ def test_input_goes_in_and_is_acknowledged(stubs):
     assert stream.rest() == []
 
 
+def test_input_is_taken_once_whatever_the_client_repeats_and_finish_waits_for_it(stubs, code):
+    params = {"takes": 1, "chunk_frames": 1, "height": 4, "width": 4}
+    session = stubs.create(graph="turn", params=params)
+
+    def send(stream, *numbers: int) -> None:
+        for n in numbers:
+            header = Header(port="video", frame=n, chunk=0, index_in_chunk=0, pts=n * 5625, epoch=0, revision=0)
+            for part in split(np.full((4, 4, 3), n, np.uint8), header):
+                stream.say(frame=part)
+
+    first = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=1)])
+    send(first, 0, 1)
+    assert first.until("input_ack").frame == 0
+    first.frames(1)
+    first.cancel()
+    second = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=40, last_received=0)])
+    send(second, *range(1, 20))
+    second.say(finish=pb.Finish())
+    second.half_close()
+    values = [picture(m.frame)[0, 0, 0] for m in second.rest() if m.WhichOneof("message") == "frame"]
+    assert values == [255 - n for n in range(1, 20)]
+    gap = stubs.create(graph="turn", params=params)
+    stream = stubs.connect(gap)
+    send(stream, 3)
+    assert code(stream.rest) == ("INVALID_ARGUMENT", "input 'video': frame 3 came where 0 was due")
+    stubs.close(gap.session_id)
+
+
 def test_wrong_clients_get_the_right_code_and_one_line(stubs, session, code):
     stream = stubs.connect(session)
     stream.until("opened")
