@@ -115,6 +115,21 @@ def test_every_import_is_declared() -> None:
     assert missing - dev_only == set()
 
 
+def test_docs_name_what_is_there() -> None:
+    """`folder/file.py:Class.method` in a page is such a file, with such names in it."""
+    missing = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for file, names in re.findall(r"`(\w+/[\w/]+\.py)(?::([\w.]+))?`", page.read_text()):
+            text = (ROOT / file).read_text() if (ROOT / file).is_file() else ""
+            found = [
+                re.search(rf"^\s*(?:async )?(?:class|def) {name}\b|^{name}\b.*=", text, re.M)
+                for name in names.split(".")
+            ]
+            if not text or (names and not all(found)):
+                missing.append(f"{page.name}: {file}:{names}")
+    assert missing == []
+
+
 def test_stubs_are_fresh(tmp_path: Path) -> None:
     """Run `make proto` after a change of the .proto."""
     out = tmp_path.as_posix()
