@@ -29,7 +29,9 @@ class EmbeddingCache:
         self.nbytes = self.misses = 0
 
     def get(self, text: str) -> np.ndarray:
-        """float32 [text_len, dim], read-only. Raises BadRequest for an empty text."""
+        """float32 [text_len, dim], read-only. Raises BadRequest for an empty text, or none at all."""
+        if not isinstance(text, str):
+            raise BadRequest(f"the prompt must be a text, got {text!r}")
         if not text.strip():
             raise BadRequest("the prompt is empty; say what to show")
         with self._lock:  # also serialises the encoder, which has one set of weights

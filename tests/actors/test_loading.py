@@ -71,6 +71,8 @@ def test_the_encoders_cache_is_bounded():
     assert cache.nbytes == 80
     with pytest.raises(BadRequest, match="prompt is empty"):
         cache.get("  ")
+    with pytest.raises(BadRequest, match="prompt must be a text, got 3"):
+        cache.get(3)
 
 
 @pytest.mark.parametrize(

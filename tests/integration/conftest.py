@@ -179,7 +179,8 @@ def running(tmp_path_factory):
     own_models(folder)
     graphs = ",".join(f"{folder}/{name}.yaml" for name in ("chain", "turn", "grey-graph", "broken-graph"))
     models = f"synthetic,{folder}/grey.yaml,{folder}/broken.yaml"
-    overrides = ["port=0", f"models=[{models}]", f"graphs=[{graphs}]", "ray_address=local", "drain_s=1"]
+    overrides = ["port=0", f"models=[{models}]", f"graphs=[{graphs}]", "ray_address=local"]
+    overrides += ["drain_s=1", "step_timeout_s=3"]
     service = Running(load_service(None, overrides))
     service.start()
     yield service

@@ -83,6 +83,18 @@ def test_a_dead_actor_ends_its_sessions_clearly_and_is_replaced(stubs, code, how
     stubs.close(after.session_id)
 
 
+def test_an_actor_that_hangs_is_ended_and_replaced(stubs):
+    session = stubs.create(params={"hang_at": 3})
+    stream = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=100)])
+    event = stream.until("event")
+    stream.cancel()
+    assert event.type == pb.Event.TYPE_ENDED
+    assert "died" in event.reason
+    after = stubs.create()
+    assert after.stages[0].incarnation != session.stages[0].incarnation
+    stubs.close(after.session_id)
+
+
 def test_nothing_is_left_of_many_sessions(stubs, running):
     store = redis.Redis.from_url(running.service.store_url)
 
