@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import ray
 
 from riverrun.actors.encoder import start_encoder
+from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import carried
 from riverrun.actors.pool import MemberHealth, Place, Pool
-from riverrun.actors.stage import StageHealth
 from riverrun.actors.stage_actor import start_stage
 from riverrun.configs import ModelConfig
 from riverrun.graphs.graph import Graph

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import ray
 
+from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import build, carried, set_threads, start_actor
-from riverrun.actors.stage import StageHealth
 from riverrun.configs import ModelConfig
 from riverrun.models.base import BadRequest
 

@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from riverrun.actors.handles import own_error
+from riverrun.actors.health import StageHealth
 from riverrun.actors.sessions import NoRoom
-from riverrun.actors.stage import StageHealth
 from riverrun.cluster.placement import Load, least_loaded
 from riverrun.configs import ModelConfig
 from riverrun.models.base import ModelInfo, Unavailable

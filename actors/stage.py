@@ -17,11 +17,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from riverrun.actors.health import StageHealth
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.graphs.stage import (
@@ -38,26 +38,6 @@ from riverrun.graphs.stage import (
 from riverrun.models.base import Chunk, Control, Description, StreamModel, parse_params
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StageHealth:
-    """A stage actor's own account of itself.
-
-    held_bytes: of all States. reserved_bytes: what admission counts with. steps: batches made. running_s: age of the
-    step in hand, 0 without one. p99_ms: of the last steps.
-    """
-
-    incarnation: str
-    sessions: int
-    max_sessions: int
-    held_bytes: int
-    reserved_bytes: int
-    steps: int
-    running_s: float
-    p99_ms: float
-    pid: int = 0
-    node: str = ""
 
 
 class StageWorker:

@@ -14,8 +14,9 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import build, carried, set_threads, start_actor
-from riverrun.actors.stage import StageHealth, StageWorker
+from riverrun.actors.stage import StageWorker
 from riverrun.configs import ModelConfig
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
 from riverrun.models.base import Chunk, ModelInfo, param_infos

@@ -7,8 +7,8 @@ import pytest
 
 from riverrun.actors.controller import is_hung
 from riverrun.actors.encoder import EmbeddingCache
+from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import build, carried
-from riverrun.actors.stage import StageHealth
 from riverrun.configs import ModelConfig, load_model
 from riverrun.models.base import BadRequest, Corrupt, StreamModel
 

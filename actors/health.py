@@ -1,0 +1,25 @@
+"""What an actor says of itself to the controller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageHealth:
+    """A stage actor's own account of itself.
+
+    held_bytes: of all States. reserved_bytes: what admission counts with. steps: batches made. running_s: age of the
+    step in hand, 0 without one. p99_ms: of the last steps.
+    """
+
+    incarnation: str
+    sessions: int
+    max_sessions: int
+    held_bytes: int
+    reserved_bytes: int
+    steps: int
+    running_s: float
+    p99_ms: float
+    pid: int = 0
+    node: str = ""
