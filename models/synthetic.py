@@ -31,6 +31,7 @@ from riverrun.models.base import (
 
 _SIDE = range(1, 4097)
 _FRAMES = range(1, 1025)
+MAX_CHUNK_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,19 @@ class SyntheticParams:
             _check_range(name, getattr(self, name), _SIDE)
         _check_range("chunk_frames", self.chunk_frames, _FRAMES)
         _check_range("takes", self.takes, range(1025))
+        if self.chunk_bytes > MAX_CHUNK_BYTES:
+            raise BadRequest(f"a chunk would have {self.chunk_bytes / 1e6:.0f} MB, at most {MAX_CHUNK_BYTES / 1e6:.0f}")
         if not 0 <= self.step_ms <= 600_000:
             raise BadRequest(f"step_ms must be 0..600000, got {self.step_ms}")
         if not 0 < self.fps <= 240:
             raise BadRequest(f"fps must be above 0 and at most 240, got {self.fps}")
         if self.state_bytes < 0:
             raise BadRequest(f"state_bytes must not be negative, got {self.state_bytes}")
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of the frames one step emits."""
+        return self.chunk_frames * self.height * self.width * 3
 
 
 class Waiting(NamedTuple):
@@ -149,7 +157,7 @@ class Synthetic(StreamModel):
             fps=params.fps,
             frame_shape=(params.height, params.width),
             retained_bytes=params.state_bytes,
-            peak_bytes=params.state_bytes + params.chunk_frames * params.height * params.width * 3,
+            peak_bytes=params.state_bytes + params.chunk_bytes,
         )
 
     def open(self, params: SyntheticParams, seed: int) -> SyntheticState:

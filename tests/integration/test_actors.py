@@ -35,7 +35,11 @@ def test_control_calls_answer_while_a_chunk_runs(stubs):
 
 def test_two_sessions_on_one_actor_take_turns(stubs):
     sessions = [stubs.create(params={"batch": False, "step_ms": 5}) for _ in range(2)]
-    streams = [stubs.connect(s, ports=[pb.PortWish(port="frames", credits=400)]) for s in sessions]
+    streams = [stubs.connect(s) for s in sessions]
+    for stream in streams:
+        stream.until("opened")
+    for stream in streams:
+        stream.credit(400)
     for stream in streams:
         stream.frames(80)
     one, two = (stubs.get(s.session_id).stages[0].steps for s in sessions)

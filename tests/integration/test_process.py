@@ -8,6 +8,7 @@ import sys
 import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from riverrun.protos import riverrun_pb2 as pb
 
@@ -19,7 +20,7 @@ from riverrun.actors.serve import Service
 from riverrun.configs import load_service
 
 async def main():
-    async with Service(load_service(None, ["port=0", "models=[synthetic]", "ray_address=local", "drain_s=0.5"])) as it:
+    async with Service(load_service(None, ["port=0", "models=[synthetic]", "ray_address=local", "drain_s=2"])) as it:
         print(it.address, flush=True)
         await it.until_stopped()
 
@@ -29,7 +30,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def served():
-    """(process, its descendants, stubs, a stream that has had its first frames)."""
+    """(process, its descendants, a stream that has had its first frames, stubs)."""
     without = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS")}
     process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True, env=without)
     address = process.stdout.readline().strip()
@@ -40,7 +41,7 @@ def served():
         stream.frames(4)
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 4  # store, Ray's own, controller, stage actor
-        yield process, family, stream
+        yield process, family, stream, stubs
     for one in [process, *family]:
         try:
             one.kill()
@@ -61,11 +62,14 @@ def is_there(one: psutil.Process) -> bool:
         return False
 
 
-def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served):
-    process, family, stream = served
+def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served, code):
+    process, family, stream, stubs = served
     process.send_signal(signal.SIGTERM)
     away = stream.until("go_away")
     assert away.reason == "the service got SIGTERM"
+    health = health_pb2_grpc.HealthStub(stubs.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert code(stubs.create) == ("UNAVAILABLE", "no new sessions: the service got SIGTERM")
     ended = stream.until("event")
     assert (ended.type, ended.reason) == (pb.Event.TYPE_ENDED, "the service got SIGTERM")
     stream.half_close()
@@ -75,7 +79,7 @@ def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served):
 
 
 def test_sigkill_of_the_whole_service_is_a_clear_error_and_leaves_nothing(served, code):
-    process, family, stream = served
+    process, family, stream, _ = served
     process.kill()
     name, line = code(stream.rest)
     assert name == "UNAVAILABLE"

@@ -54,6 +54,8 @@ def test_a_repeated_client_id_returns_the_live_session(stubs):
         ({"params": {"height": "tall"}}, "INVALID_ARGUMENT", "parameter 'height' must be int, got 'tall'"),
         ({"params": {"height": 0}}, "INVALID_ARGUMENT", "height must be 1..4096, got 0"),
         ({"params": {"prompt": " "}}, "INVALID_ARGUMENT", "prompt must be a text of at least one character"),
+        ({"params": {"height": 4096, "width": 4096, "chunk_frames": 9}}, "INVALID_ARGUMENT", "453 MB, at most 256"),
+        ({"params": {"state_bytes": 1e12}}, "RESOURCE_EXHAUSTED", "smaller parameters would fit"),
         ({"client_id": "x" * 129}, "INVALID_ARGUMENT", "client_id has 129 characters, at most 128"),
         ({"graph": "chain", "params": {"height": 8}}, "INVALID_ARGUMENT", "write make.height or turn.height"),
     ],
