@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import longlive, wan
-from parity.cases import Case
+
+from riverrun.tests.parity import longlive, wan
+from riverrun.tests.parity.cases import Case
 
 REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {**longlive.REPLAYS, **wan.REPLAYS}
 METHODS = {method for method, _ in REPLAYS}

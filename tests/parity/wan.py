@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
-from parity.cases import Case
 from torch import Tensor
 
 from riverrun.kernels.histories import Histories
@@ -19,6 +18,7 @@ from riverrun.models.wan.schedule import FlowSchedule, euler, twice_shifted_sigm
 from riverrun.models.wan.unipc import UniPCMemory, UniPCTable, unipc_step
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
 from riverrun.models.weights import load_strict
+from riverrun.tests.parity.cases import Case
 
 
 def build_vae(case: Case, config: VAEConfig) -> WanVAE:
