@@ -27,9 +27,9 @@ def test_a_model_from_outside_the_tree(tmp_path):
     text = "name: mine\nclass: minepkg.mod:Mine\nstage: generation\nargs: {path: 'package:weights/x.bin'}\n"
     (tmp_path / "mine.yaml").write_text(text)
     model = build(load_model(str(tmp_path / "mine.yaml")))
-    assert isinstance(model, StreamModel)
     assert model.path.endswith("/weights/x.bin")
     assert not model.path.startswith("package:")
+    assert isinstance(model, StreamModel)
 
 
 @pytest.mark.parametrize(
