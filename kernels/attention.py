@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,16 @@ def attention(
 
 
 def default_backend(q: Tensor) -> str:
-    """`flash` for half precision on CUDA where the package `flash-attn` is installed, else `sdpa`."""
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and importlib.util.find_spec("flash_attn"):
+    """`flash` for half precision on CUDA where the package `flash-attn` is installed and runs, else `sdpa`."""
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _has_flash(q.device):
         return "flash"
     return "sdpa"
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    """Asked once a device and not at each layer: looking for a package that is not there searches the whole path."""
+    return importlib.util.find_spec("flash_attn") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> Tensor:
