@@ -151,23 +151,22 @@ class KVCache:
         return sum(self.lengths) / (self.spec.layers * self.policy.capacity)
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(meta, tensors): the filled slots of all layers end to end, in physical order."""
+        """(meta, tensors): the filled slots of all layers end to end, in physical order; tensors are on the CPU."""
         if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
-        meta = {"spec": asdict(self.spec), "cursor": self.cursor, "lengths": list(self.lengths)}
-        layers = range(self.spec.layers)
-        pools = {"k": self.k, "v": self.v}
-        return meta, {
-            name: torch.cat([self._slots(pool, layer, 0, self.lengths[layer]) for layer in layers], dim=1)
-            for name, pool in pools.items()
-        }
+        meta = {"spec": asdict(self.spec), "policy": repr(self.policy)}
+        meta |= {"cursor": self.cursor, "lengths": list(self.lengths)}
+        return meta, {"k": self._packed(self.k), "v": self._packed(self.v)}
 
     def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes over a snapshot of a cache of the same spec. Raises ValueError naming both if they differ."""
-        if meta["spec"] != asdict(self.spec):
-            raise ValueError(
-                f"cache {self.spec.name!r}: snapshot is of {meta['spec']}, this one is {asdict(self.spec)}"
-            )
+        """Takes over a snapshot of a cache of the same spec and policy, from tensors on any device.
+
+        Raises ValueError naming both if they differ.
+        """
+        own = {"spec": asdict(self.spec), "policy": repr(self.policy)}
+        for part, mine in own.items():
+            if meta[part] != mine:
+                raise ValueError(f"cache {self.spec.name!r}: snapshot is of {meta[part]}, this one is {mine}")
         self.clear()
         self.cursor, self.lengths, self._plans = meta["cursor"], list(meta["lengths"]), []
         parts = zip(*(tensors[name].split(self.lengths, dim=1) for name in ("k", "v")), strict=True)
@@ -175,6 +174,13 @@ class KVCache:
             self._put(layer, 0, k.to(self.k), v.to(self.v))
 
     # -- slots and pages -------------------------------------------------------------------------------------
+
+    def _packed(self, pool: Tensor) -> Tensor:
+        """The filled slots on the CPU, layer by layer: a second copy of the pool may not fit on its device."""
+        packed = torch.empty((pool.shape[0], sum(self.lengths), *pool.shape[2:]), dtype=pool.dtype)
+        for layer, part in enumerate(packed.split(self.lengths, dim=1)):
+            part.copy_(self._slots(pool, layer, 0, self.lengths[layer]))
+        return packed
 
     def _planned(self, layer: int) -> Plan:
         if not self._plans:

@@ -44,10 +44,13 @@ def test_sink_and_window(table: list[list[int]] | None) -> None:
     assert torch.equal(cache.values(1), -cache.slots("k", 1))
 
 
-def test_memory_is_flat() -> None:
+def test_a_long_stream_stays_in_its_first_pool() -> None:
     cache = KVCache(SPEC, SinkWindow(12, 3))
-    sizes = {cache.nbytes for start in range(0, 300, 3) if append(cache, start, 3) is None}
-    assert len(sizes) == 1
+    pools = cache.k.data_ptr(), cache.v.data_ptr()
+    for start in range(0, 300, 3):
+        append(cache, start, 3)
+    assert (cache.k.data_ptr(), cache.v.data_ptr()) == pools
+    assert cache.nbytes == 2 * 2 * (2 * 3 * 4) * (2 * 3) * 4  # k and v, rows, slots of two layers, values, float32
 
 
 @pytest.mark.parametrize("policy", [Full(64), SinkWindow(12, 3)])
@@ -72,6 +75,9 @@ def test_snapshot_of_another_spec_is_refused() -> None:
     other = KVCache(CacheSpec("cross", 2, 2, 3, "raw", 4, 2), Full(8))
     with pytest.raises(ValueError, match=r"cross.*self"):
         cache.restore(*other.snapshot())
+    wider = KVCache(SPEC, SinkWindow(12, 3))
+    with pytest.raises(ValueError, match=r"SinkWindow\(capacity=12, sink=3\), this one is Full\(capacity=8"):
+        cache.restore(*wider.snapshot())
 
 
 def test_a_draft_is_taken_back() -> None:
