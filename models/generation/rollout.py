@@ -15,7 +15,7 @@ from torch import Tensor
 from riverrun.kernels.cache import KVCache
 from riverrun.models.wan.dit import WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.stream import CachedMemory, RopeForm, TextEntry, batch_text
+from riverrun.models.wan.stream import CachedMemory, RopeForm, TextEntry, TextMemories
 
 Draw = Callable[[int], Tensor]
 """Gaussian noise [B, F, C, H, W] of a block: draw 0 is where it starts, draw i re-noises before step i."""
@@ -104,7 +104,7 @@ class BlockSampler:
         )
         times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[:2])  # (B, F)
         with memory:
-            text = batch_text([stream.text for stream in streams])
+            text = TextMemories([stream.text for stream in streams])
             flow = self.model(x.transpose(1, 2), times, memory, text).transpose(1, 2)
         return Prediction(flow, self.schedule.flow_to_x0(flow, x, times))
 

@@ -230,25 +230,16 @@ class WanModel(nn.Module):
         return torch.stack(k), torch.stack(v)
 
 
-class TextMemory:
-    """Cross attention to given keys and values, [L, B, text_len, H, D] each (longlive.md §4, end)."""
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
-
-    def attend(self, layer: int, q: Tensor) -> Tensor:
-        return attention(q, self.k[layer], self.v[layer])
-
-
 class ClipMemory:
     """Whole-clip self attention: every token sees every other (Wan itself; no cache)."""
 
-    def __init__(self, config: WanConfig, frames: int, height: int, width: int) -> None:
-        """height, width: of the latents."""
+    def __init__(
+        self, config: WanConfig, frames: int, height: int, width: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """height, width: of the latents. device: where they are."""
         _, q, r = config.patch_size
-        angle = angles_3d(torch.arange(frames), height // q, width // r, config.head_dim)
+        angle = angles_3d(torch.arange(frames, device=device), height // q, width // r, config.head_dim)
         self.turn = rotation(angle)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        turn = tuple(part.to(q.device) for part in self.turn)
-        return attention(rotate(q, turn), rotate(k, turn), v)  # type: ignore[arg-type]
+        return attention(rotate(q, self.turn), rotate(k, self.turn), v)

@@ -16,7 +16,7 @@ from riverrun.kernels.attention import attention
 from riverrun.kernels.cache import KVCache
 from riverrun.kernels.policies import Plan
 from riverrun.kernels.rope import angles_3d, rotate, rotation
-from riverrun.models.wan.dit import TextMemory, WanConfig
+from riverrun.models.wan.dit import WanConfig
 
 RopeForm = Literal["infinite", "standard"]
 """`infinite`: keys are cached before RoPE and turned at each call by their slot's frame number, so positions never
@@ -106,8 +106,16 @@ class TextEntry:
         return self.k.nbytes + self.v.nbytes
 
 
-def batch_text(entries: Sequence[TextEntry]) -> TextMemory:
-    """Cross attention of a batch of sessions, each to its own prompt."""
-    if len(entries) == 1:
-        return TextMemory(entries[0].k, entries[0].v)
-    return TextMemory(torch.cat([e.k for e in entries], dim=1), torch.cat([e.v for e in entries], dim=1))
+class TextMemories:
+    """Cross attention of a batch of sessions, each to its own prompt's keys and values (longlive.md §4, end).
+
+    Session by session like `CachedMemory`: to join the keys of a batch would copy 94 MB a released session and pass.
+    """
+
+    def __init__(self, entries: Sequence[TextEntry]) -> None:
+        self.entries = entries
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """q [B, T, H, D], a row for each entry."""
+        rows = zip(q.split(1), self.entries, strict=True)
+        return torch.cat([attention(row, entry.k[layer], entry.v[layer]) for row, entry in rows])

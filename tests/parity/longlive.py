@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from parity.cases import Case
 from torch import Tensor
 
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import Full, PlannedPolicy, SinkWindow
 from riverrun.models.generation.rollout import BlockSampler, LatentStream, Prediction
 from riverrun.models.key_forms import dit_keys
-from riverrun.models.wan.dit import ClipMemory, TextMemory, WanConfig, WanModel
+from riverrun.models.wan.dit import ClipMemory, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.stream import TextEntry
+from riverrun.models.wan.stream import TextEntry, TextMemories
 from riverrun.models.weights import load_strict, merge_lora
+from riverrun.tests.parity.cases import Case
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WINDOWLESS_TOKENS = 32_760  # what a global window attends to, whatever the size (longlive.md §4)
@@ -213,7 +213,7 @@ def dit_whole_clip(case: Case) -> None:
     load_strict(model, weights)
     latents, text = case["in/latents"], case["in/text"]
     memory = ClipMemory(config, *latents.shape[2:])
-    cross = TextMemory(*model.text_keys_values(model.embed_text(text[None])))
+    cross = TextMemories([text_entry(model, text)])
     for name in (name for name in case.names() if name.startswith("out/t")):
         times = torch.full((1, latents.shape[2]), float(name.removeprefix("out/t")))
         case.close(model(latents, times, memory, cross).reshape(case[name].shape), name)
