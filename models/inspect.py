@@ -191,7 +191,7 @@ def _licence(source: str | Path, file: Path, kind: _Kind, metadata: Mapping[str,
         found = re.search(r"^licen[sc]e:\s*(\S+)", card.read_text(errors="replace"), re.M) if card.is_file() else None
         if found:
             return f"{found[1]} ({card.name})"
-    if "longlive" in str(source).lower():
+    if kind.what in ("wan-dit", "lora") and "longlive" in str(source).lower():
         return LICENCES["longlive"]
     return LICENCES["wan"] if _is_released(kind) else None
 

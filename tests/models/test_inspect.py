@@ -72,6 +72,8 @@ def test_a_longlive_pickle_and_its_adapter(tmp_path: Path) -> None:
     assert (adapter.what, adapter.form, adapter.is_loadable) == ("lora", "peft", True)
     assert (adapter.config["rank"], adapter.config["layers"]) == (4, 20)
     assert adapter.session is None
+    save_file(weights("wan/wan_vae"), folder / "vae.safetensors")
+    assert inspect_checkpoint(folder / "vae.safetensors", 64, 96).licence is None, "a VAE is not LongLive's"
 
 
 def test_a_model_card_beside_the_file_names_the_licence(tmp_path: Path) -> None:
