@@ -138,7 +138,11 @@ class State(Protocol):
         """Bytes held between steps (caches, histories, pending inputs)."""
 
     def snapshot(self) -> Snapshot:
-        """A copy that `StreamModel.restore` turns into an equal State, physical slot order included."""
+        """A copy that `StreamModel.restore` turns into an equal State, physical slot order included.
+
+        Taken between steps; inputs and controls that wait for the next one are in it. Raises Corrupt for a State that
+        a failed step has left half-written.
+        """
 
 
 class StreamModel(ABC):

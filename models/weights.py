@@ -226,12 +226,20 @@ def misfit(expected: Mapping[str, Iterable[int]], tensors: Mapping[str, Tensor])
     )
 
 
+def float_dtype(name: str) -> torch.dtype:
+    """The dtype a model is to run in. Raises BadRequest for a name that isn't one."""
+    if name not in _FLOATS:
+        raise BadRequest(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
+    return _FLOATS[name]
+
+
 def shortened(names: Iterable[str], most: int = 4) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -31,6 +31,7 @@ from riverrun.models.base import (
     Port,
     Snapshot,
     StreamModel,
+    Unavailable,
     parse_params,
 )
 from riverrun.models.generation.longlive_state import (
@@ -47,7 +48,7 @@ from riverrun.models.wan.schedule import FlowSchedule
 from riverrun.models.wan.sizes import dit_session, vae_session
 from riverrun.models.wan.stream import TextEntry
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
-from riverrun.models.weights import ADAPTER_WRAPPERS, load_strict, merge_lora, read
+from riverrun.models.weights import ADAPTER_WRAPPERS, float_dtype, load_strict, merge_lora, read
 
 
 class LongLive(StreamModel):
@@ -73,7 +74,7 @@ class LongLive(StreamModel):
         """
         self.options = parse_params(LongLiveOptions, _tuples(options))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.dtype = float_dtype(dtype)
         with torch.device("meta"):
             self.model = WanModel(dit_config(weights_config)).eval()
             self.vae = WanVAE(vae_sizes(vae_config)).eval()
@@ -151,19 +152,31 @@ class LongLive(StreamModel):
         meta = snapshot.meta
         if meta.get("version") != SNAPSHOT_VERSION:
             raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
-        tensors = to_tensors(snapshot.tensors, meta["dtypes"], self.device)
         state = self.open(params, meta["counters"]["seed"])
         try:
-            state.stream.cache.restore(meta["cache"], _below(tensors, "cache/"))
-            state.histories = Histories.restore(meta["histories"], _below(tensors, "histories/"))
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+        except KeyError as error:
+            raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
         except ValueError as error:
             raise Corrupt(f"the snapshot does not fit: {error}") from error
-        state.stream.recent, state.stream.start = tensors["recent"], meta["start"]
-        state.embedding = tensors["embedding"]
-        state.stream.text = self._text(state.embedding)
-        for name, value in meta["counters"].items():
-            setattr(state, name, value)
         return state
+
+    def _fill(self, state: LongLiveState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
+        """tensors: on the CPU; each goes to its place alone, for a second cache may not fit on the device."""
+        recent, wanted = tensors["recent"], state.stream.recent.shape[1:]
+        if recent.shape[1:] != wanted:
+            raise ValueError(f"its latents are {list(recent.shape[1:])}, the parameters ask for {list(wanted)}")
+        state.stream.recent, state.stream.start = recent.to(self.device), meta["start"]
+        state.stream.cache.restore(meta["cache"], _below(tensors, "cache/"))
+        kept = {path: tensor.to(self.device) for path, tensor in _below(tensors, "histories/").items()}
+        state.histories = Histories.restore(meta["histories"], kept)
+        if "embedding" in tensors:
+            state.embedding = tensors["embedding"].to(self.device)
+            state.stream.text = self._text(state.embedding)
+        if pending := meta["pending"]:
+            state.pending = Control(**pending, embedding=tensors["pending"].numpy())
+        counters = meta["counters"]
+        state.chunk, state.frames, state.revision = (counters[name] for name in ("chunk", "frames", "revision"))
 
     # -- parts of a step -------------------------------------------------------------------------------------
 
@@ -189,7 +202,8 @@ class LongLive(StreamModel):
 
     def _emit(self, state: LongLiveState, latents: Tensor) -> Chunk:
         pixels = self.vae.decode(latents[None], state.histories)[0]  # (T, 3, H, W) in [-1, 1]
-        frames = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # (T, H, W, 3)
+        levels = ((pixels + 1) * 127.5).round().to(torch.uint8)
+        frames = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (T, H, W, 3)
         ticks = TICKS_PER_SECOND // self.options.fps
         chunk = Chunk(
             port="frames",
@@ -220,12 +234,17 @@ class LongLive(StreamModel):
         tokens = config.tokens_per_frame(*latent_size)
         keys: KeyForm = "normed" if self.options.rope == "infinite" else "rotated"
         spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, keys, page=tokens)
-        return KVCache(spec, SinkWindow(self.options.window * tokens, sink * tokens), self.dtype, self.device)
+        policy = SinkWindow(self.options.window * tokens, sink * tokens)
+        try:
+            return KVCache(spec, policy, self.dtype, self.device)
+        except torch.OutOfMemoryError as error:
+            raise Unavailable(f"{self.device} has no memory left for a session; close one, or set max_bytes") from error
 
     def _session_bytes(self, height: int, width: int) -> int:
         """Bytes of a State after its second block, from shapes alone (nothing is allocated)."""
         options = self.options
-        dit = dit_session(self.model.config, height, width, self.dtype, options.window, options.sink)
+        factor = self.vae.config.spatial_factor
+        dit = dit_session(self.model.config, height, width, self.dtype, options.window, options.sink, factor)
         return dit.total + vae_session(self.vae.config, height, width, self.dtype).parts["decoder history"]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from riverrun.kernels.histories import Histories
-from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Corrupt, Snapshot
 from riverrun.models.generation.rollout import LatentStream
 from riverrun.models.snapshot import to_arrays
 from riverrun.models.wan.stream import RopeForm
@@ -58,18 +60,32 @@ class LongLiveState:
         return self.stream.cache.nbytes + self.histories.nbytes + self.stream.recent.nbytes + text
 
     def snapshot(self) -> Snapshot:
-        """Exact: cache slots in physical order, clean latents, prompt embedding, histories, counters."""
-        if self.is_broken or self.embedding is None or self.pending is not None:
-            raise Corrupt("a snapshot is taken between steps, of a session that has a prompt and did not fail")
+        """Exact: cache slots in physical order, clean latents, prompt embeddings, histories, counters.
+
+        A prompt that waits for the next block is in it, so that a control once taken is not lost with its session.
+        Raises Corrupt for a session that failed.
+        """
+        if self.is_broken:
+            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
         cache_meta, cache = self.stream.cache.snapshot()
         history_meta, histories = self.histories.snapshot()
-        tensors = {"recent": self.stream.recent, "embedding": self.embedding}
+        tensors = {"recent": self.stream.recent}
+        if self.embedding is not None:
+            tensors["embedding"] = self.embedding
+        if self.pending is not None:
+            tensors["pending"] = torch.from_numpy(np.array(self.pending.embedding))
         tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
         tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
         arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
         meta = {"version": SNAPSHOT_VERSION, "start": self.stream.start, "cache": cache_meta, "dtypes": dtypes}
-        return Snapshot(meta | {"histories": history_meta, "counters": counters}, arrays)
+        meta |= {"histories": history_meta, "counters": counters, "pending": self._waiting()}
+        return Snapshot(meta, arrays)
+
+    def _waiting(self) -> dict[str, Any] | None:
+        """The prompt that waits, without its embedding."""
+        control = self.pending
+        return control and {"revision": control.revision, "kind": control.kind, "value": control.value}
 
 
 @dataclass(frozen=True)
@@ -93,9 +109,17 @@ class LongLiveOptions:
     fps: int = 16
 
     def __post_init__(self) -> None:
+        if self.block < 1:
+            raise BadRequest(f"block must be at least one latent frame, got {self.block}")
+        if self.sink < 0:
+            raise BadRequest(f"sink must not be negative, got {self.sink}")
         if self.sink > self.block:
             raise BadRequest(f"sink must be at most a block of {self.block} latent frames, got {self.sink}")
         if self.window < self.sink + self.block:
             raise BadRequest(f"window must hold sink and block, {self.sink + self.block} frames, got {self.window}")
         if self.rope not in get_args(RopeForm):
             raise BadRequest(f"rope must be one of {', '.join(get_args(RopeForm))}, got {self.rope!r}")
+        if not 0 < self.fps <= TICKS_PER_SECOND:
+            raise BadRequest(f"fps must be 1..{TICKS_PER_SECOND}, got {self.fps}")
+        if not self.steps or any(type(step) is not int for step in self.steps):
+            raise BadRequest(f"steps must be whole numbers, at least one, got {list(self.steps)}")

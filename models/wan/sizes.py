@@ -100,13 +100,19 @@ def _places(pattern: str, names: Mapping[str, object]) -> list[int]:
 
 
 def dit_session(
-    config: WanConfig, height: int, width: int, dtype: torch.dtype, window: int = WINDOW, sink: int = SINK
+    config: WanConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    window: int = WINDOW,
+    sink: int = SINK,
+    spatial_factor: int = WAN21_VAE.spatial_factor,
 ) -> SessionBytes:
     """Cached keys and values of `window` latent frames, prompt and its keys, and the clean latents for a recache.
 
-    height, width: pixels; a latent is 8 x 8 of them.
+    height, width: pixels. window, sink: latent frames. spatial_factor: the VAE's, pixels a latent along each side.
     """
-    latent = (height // WAN21_VAE.spatial_factor, width // WAN21_VAE.spatial_factor)
+    latent = (height // spatial_factor, width // spatial_factor)
     tokens = config.tokens_per_frame(*latent)
     spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, "normed", page=tokens)
     cache = KVCache(spec, SinkWindow(window * tokens, sink * tokens), dtype, "meta")

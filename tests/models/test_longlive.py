@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot, Unavailable
 from riverrun.models.generation.longlive import LongLive
 from riverrun.models.generation.longlive_state import LongLiveParams, LongLiveState
 from riverrun.models.wan.dit import WanConfig, WanModel
@@ -76,6 +76,11 @@ def run(model: LongLive, state: LongLiveState, steps: int) -> list[np.ndarray]:
     return [model.step([state])[0][0].data for _ in range(steps)]
 
 
+def as_stored(snapshot: Snapshot) -> Snapshot:
+    """What a store makes of it."""
+    return Snapshot(json.loads(json.dumps(snapshot.meta)), snapshot.tensors)
+
+
 def test_counts_and_clock(model: LongLive) -> None:
     state = start(model)
     chunks = [model.step([state])[0][0] for _ in range(3)]
@@ -84,6 +89,7 @@ def test_counts_and_clock(model: LongLive) -> None:
     assert [chunk.pts for chunk in chunks] == [0, 9 * 5625, 21 * 5625]
     assert chunks[1].data.shape == (12, 32, 48, 3)
     assert chunks[1].data.dtype == np.uint8
+    assert chunks[1].data.flags.c_contiguous, "it goes into Ray's store and onto the wire as it lies"
     description = model.describe(state.params)
     assert (description.first_frames, description.chunk_frames, description.frame_shape) == (9, 12, (32, 48))
 
@@ -99,9 +105,8 @@ def test_memory_is_flat_and_as_described(model: LongLive) -> None:
 def test_restored_stream_is_bit_equal_over_a_full_window(model: LongLive) -> None:
     state = start(model)
     run(model, state, 5)
-    snapshot = state.snapshot()
-    meta = json.loads(json.dumps(snapshot.meta))  # what a store does to it
-    twin = model.restore(state.params, Snapshot(meta, snapshot.tensors))
+    snapshot = as_stored(state.snapshot())
+    twin = model.restore(state.params, snapshot)
     for poisoned in snapshot.tensors.values():
         poisoned.fill(99)  # the restored state must own its memory
     model.control(state, prompt(2, 1))
@@ -110,12 +115,63 @@ def test_restored_stream_is_bit_equal_over_a_full_window(model: LongLive) -> Non
         assert np.array_equal(a, b)
 
 
-def test_snapshot_of_another_size_is_corrupt(model: LongLive) -> None:
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"height": 48}, r"its latents are \[4, 4, 6\], the parameters ask for \[4, 6, 6\]"),
+        ({"height": 48, "width": 32}, r"its latents are \[4, 4, 6\]"),  # as many tokens, elsewhere
+        ({"sink": False}, r"snapshot is of SinkWindow\(capacity=72, sink=18\), this one is SinkWindow.*sink=0"),
+    ],
+)
+def test_snapshot_of_other_params_is_corrupt(model: LongLive, params: dict, message: str) -> None:
     state = start(model)
     run(model, state, 1)
-    other = dataclasses.replace(state.params, height=48)
-    with pytest.raises(Corrupt, match="does not fit"):
-        model.restore(other, state.snapshot())
+    with pytest.raises(Corrupt, match=message):
+        model.restore(dataclasses.replace(state.params, **params), state.snapshot())
+
+
+def test_snapshot_of_a_wider_window_or_without_a_part_is_corrupt(model: LongLive, folder: Path) -> None:
+    state = start(model)
+    run(model, state, 5)
+    snapshot = state.snapshot()
+    with pytest.raises(Corrupt, match=r"capacity=72.*capacity=54"):
+        load(folder, window=9).restore(state.params, snapshot)
+    tensors = {name: array for name, array in snapshot.tensors.items() if name != "recent"}
+    with pytest.raises(Corrupt, match="the snapshot lacks 'recent'"):
+        model.restore(state.params, dataclasses.replace(snapshot, tensors=tensors))
+
+
+def test_a_short_embedding_is_padded_with_zero_rows(model: LongLive) -> None:
+    """Prompts of other lengths share a step: what is attended to always has `text_len` rows."""
+    short = prompt(1).embedding[:2]  # type: ignore[index]
+    states = [model.open(LongLiveParams("x"), 5) for _ in range(2)]
+    model.control(states[0], Control(0, "prompt", "x", short))
+    model.control(states[1], Control(0, "prompt", "x", np.pad(short, ((0, DIT.text_len - 2), (0, 0)))))
+    assert model.batch_key(states[0]) == model.batch_key(states[1])
+    first, second = model.step(states)
+    assert np.abs(first[0].data.astype(int) - second[0].data).max() <= 1  # rows of a batch round differently
+
+
+def test_no_memory_for_a_session_is_said(model: LongLive, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("riverrun.models.generation.longlive.KVCache", full)
+    with pytest.raises(Unavailable, match="cpu has no memory left for a session"):
+        model.open(LongLiveParams("x"), 0)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_prompt_that_waits_is_in_the_snapshot(model: LongLive, steps: int) -> None:
+    """Of a session just opened too: its first prompt waits for the first block."""
+    state = start(model)
+    run(model, state, steps)
+    model.control(state, prompt(2, revision=7))
+    twin = model.restore(state.params, as_stored(state.snapshot()))
+    first, second = model.step([state])[0][0], model.step([twin])[0][0]
+    assert first.revision == second.revision == 7
+    assert np.array_equal(first.data, second.data)
+    assert np.array_equal(run(model, state, 1)[0], run(model, twin, 1)[0])
 
 
 def test_a_batch_equals_single_sessions(model: LongLive) -> None:
@@ -178,6 +234,8 @@ def test_a_failed_step_poisons_its_session_only(model: LongLive, monkeypatch: py
             model.step([state])
     with pytest.raises(Corrupt, match="restore a snapshot"):
         model.step([state])
+    with pytest.raises(Corrupt, match="only an earlier snapshot"):
+        state.snapshot()
     run(model, neighbour, 2)
 
 
@@ -209,6 +267,12 @@ def test_wrong_controls(model: LongLive) -> None:
         ({"window": 5}, "window must hold sink and block, 6 frames, got 5"),
         ({"rope": "relative"}, "rope must be one of infinite, standard"),
         ({"windw": 5}, "unknown parameter 'windw'"),
+        ({"block": 0, "sink": 0}, "block must be at least one latent frame, got 0"),
+        ({"sink": -1}, "sink must not be negative, got -1"),
+        ({"fps": 0}, r"fps must be 1..90000, got 0"),
+        ({"steps": []}, r"steps must be whole numbers, at least one, got \[\]"),
+        ({"steps": [1000.0]}, r"steps must be whole numbers, at least one, got \[1000.0\]"),
+        ({"dtype": "bf16"}, "dtype must be one of float32, bfloat16, float16, got 'bf16'"),
     ],
 )
 def test_wrong_options(folder: Path, options: dict, message: str) -> None:
