@@ -21,7 +21,7 @@ from riverrun.graphs.items import Event, Frame
 from riverrun.graphs.sink import drain
 from riverrun.graphs.stage import StageHandle
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Corrupt, Unavailable
+from riverrun.models.base import BadRequest
 
 log = logging.getLogger(__name__)
 KEPT = 256
@@ -131,10 +131,11 @@ class JobDesk:
     async def cancel(self, job: str, reason: str = "cancelled") -> Job:
         """Stops a job and removes its unfinished file; one that has ended is left as it is."""
         found = self.get(job)
-        if found.task and found.state is JobState.RUNNING:
+        if found.state is JobState.RUNNING:
             found.end(JobState.CANCELLED, reason)
-            found.task.cancel()
-            await asyncio.wait({found.task})
+            if found.task:  # else it is opening still, and stops when that is over
+                found.task.cancel()
+                await asyncio.wait({found.task})
         return found
 
     async def watch(self, job: str) -> AsyncIterator[Job]:
@@ -178,20 +179,24 @@ class JobDesk:
 
     async def _run(self, job: Job, hosted: Hosted, writers: dict[str, Writer]) -> None:
         sink = _Counting(FileSink(writers, self._pool), job)
-        whole = False
+        failure = "stopped"
         try:
-            end: Event = await drain(hosted.runner, sink, tuple(writers))
-            record = await hosted.runner.ended()
-            first = next(iter(record.ports))
-            made = sink.inner.frames.get(first, record.ports[first].emitted)
-            whole = not end.failed and made >= job.spec.frames
-            reason = "" if whole else end.reason
-        except (BadRequest, Unavailable, Corrupt, OSError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            if job.state is JobState.RUNNING:
+                failure = await self._render(job, hosted, sink)
+        except Exception as error:  # noqa: BLE001 - a full disk, a codec: nobody but the job can tell
+            failure = f"{type(error).__name__}: {error}"
         finally:
-            await sink.inner.close(whole)
             await hosted.runner.close(f"job {job.id} is over")
-        job.end(JobState.SUCCEEDED if whole else JobState.FAILED, reason)
+            failure = await sink.close(failure)
+        job.end(JobState.FAILED if failure else JobState.SUCCEEDED, failure)
+
+    async def _render(self, job: Job, hosted: Hosted, sink: _Counting) -> str:
+        """Why not all frames were written; "" if they were."""
+        end: Event = await drain(hosted.runner, sink, tuple(job.spec.sinks))
+        record = await hosted.runner.ended()
+        first = next(iter(record.ports))
+        made = sink.frames.get(first, record.ports[first].emitted)
+        return "" if not end.failed and made >= job.spec.frames else end.reason
 
     def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -204,9 +209,22 @@ class _Counting:
     """Counts the frames of the slowest port into the job."""
 
     def __init__(self, inner: FileSink, job: Job) -> None:
-        self.inner, self._job = inner, job
+        self._inner, self._job = inner, job
+
+    @property
+    def frames(self) -> dict[str, int]:
+        """Written so far, by port."""
+        return self._inner.frames
 
     async def write(self, frame: Frame) -> None:
-        await self.inner.write(frame)
-        self._job.frames_done = min(self.inner.frames.values())
+        await self._inner.write(frame)
+        self._job.frames_done = min(self.frames.values())
         self._job.changed.notify()
+
+    async def close(self, failure: str) -> str:
+        """Keeps the files if nothing failed; what failed, closing them included."""
+        try:
+            await self._inner.close(whole=not failure)
+        except Exception as error:  # noqa: BLE001 - as in `_run`
+            return failure or f"{type(error).__name__}: {error}"
+        return failure

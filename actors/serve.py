@@ -142,6 +142,7 @@ def _ray(address: str) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS", "local")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; nobody asked the user
         ray.init(
             address="local",
             include_dashboard=False,
