@@ -154,8 +154,12 @@ class KVCache:
         """(meta, tensors): the filled slots of all layers end to end, in physical order; tensors are on the CPU."""
         if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
-        meta = {"spec": asdict(self.spec), "policy": repr(self.policy)}
-        meta |= {"cursor": self.cursor, "lengths": list(self.lengths)}
+        meta = {
+            "spec": asdict(self.spec),
+            "policy": repr(self.policy),
+            "cursor": self.cursor,
+            "lengths": list(self.lengths),
+        }
         return meta, {"k": self._packed(self.k), "v": self._packed(self.v)}
 
     def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

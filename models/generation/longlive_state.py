@@ -84,8 +84,9 @@ class LongLiveState:
 
     def _waiting(self) -> dict[str, Any] | None:
         """The prompt that waits, without its embedding."""
-        control = self.pending
-        return control and {"revision": control.revision, "kind": control.kind, "value": control.value}
+        if (control := self.pending) is None:
+            return None
+        return {"revision": control.revision, "kind": control.kind, "value": control.value}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """One fixture. meta: its JSON. Tensors are found by their full names: "w/…", "in/…", "out/…"."""
+    """One fixture. meta: its JSON. Tensors are found by their full names: "w/…", "in/…", "out/…".
+
+    used: the names asked for so far.
+    """
 
     method: str
     kind: str
     name: str
     meta: dict[str, Any]
     loaded: dict[str, Tensor]
+    used: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, path: Path) -> Case:
@@ -33,6 +37,7 @@ class Case:
         return cls(meta["method"], meta["kind"], path.stem, meta, loaded)
 
     def __getitem__(self, name: str) -> Tensor:
+        self.used.add(name)
         return self.loaded[name]
 
     def __contains__(self, name: str) -> bool:
@@ -50,11 +55,15 @@ class Case:
         tolerance = self.meta["tolerance"]
         torch.testing.assert_close(
             actual.detach().float(),
-            self.loaded[name].float(),
+            self[name].float(),
             atol=tolerance["atol"],
             rtol=tolerance["rtol"],
             msg=lambda text: f"{self.method}/{self.name} {name}: {text}",
         )
+
+    def unread(self) -> list[str]:
+        """Results of the reference that nothing was compared with."""
+        return [name for name in self.names() if name.startswith("out/") and name not in self.used]
 
     def close_if_there(self, actual: Tensor, name: str) -> None:
         """As `close`; large cases keep only some of their intermediate tensors."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import Full, PlannedPolicy, SinkWindow
+from riverrun.kernels.rope import angles, axis_dims, rotation
 from riverrun.models.generation.rollout import BlockSampler, LatentStream, Prediction
 from riverrun.models.key_forms import dit_keys
 from riverrun.models.wan.dit import ClipMemory, WanConfig, WanModel
@@ -135,7 +136,9 @@ def dit_calls(case: Case) -> None:
     sampler = BlockSampler(model, FlowSchedule.shifted(5.0), torch.tensor([1000.0]), rope)
     cache = self_cache(model, SinkWindow(meta["window"] * tokens, meta["sink"] * tokens), tokens, torch.float32, rope)
     entry = text_entry(model, case["in/prompt_embeds"][0])
+    context = model.embed_text(case["in/prompt_embeds"][:1])
     one = LatentStream(cache, entry, torch.zeros(0))
+    compare_angles(case, model.config.head_dim)
     calls = sorted(name for name in case.names() if name.startswith("in/call") and name.endswith("/x"))
     seen: dict[str, Tensor] = {}
     hooks = [module.register_forward_hook(save(seen, name)) for name, module in watched(model).items()]
@@ -147,7 +150,7 @@ def dit_calls(case: Case) -> None:
         case.close_if_there(prediction.x0, f"out/call{number}/x0")
     for hook in hooks:
         hook.remove()
-    for name, value in seen.items():
+    for name, value in (seen | {"text_embedding": context}).items():
         expected = f"out/call{len(calls) - 1}/{name}"
         if expected in case:
             case.close(value.reshape(case[expected].shape), expected)
@@ -155,6 +158,15 @@ def dit_calls(case: Case) -> None:
     for layer in range(model.config.num_layers):
         case.close(entry.k[layer], f"out/cross{layer}/k")
         case.close(entry.v[layer], f"out/cross{layer}/v")
+
+
+def compare_angles(case: Case, head_dim: int) -> None:
+    """The reference's table: for each position the angles of all three axes side by side."""
+    for name in (name for name in case.names() if name.startswith("out/rope_freqs_real_")):
+        positions = torch.arange(len(case[name]))
+        turns = rotation(torch.cat([angles(positions, dim) for dim in axis_dims(head_dim)], dim=1))
+        for turn, part in zip(turns, ("real", "imag"), strict=True):
+            case.close(turn, name.replace("_real_", f"_{part}_"))
 
 
 def watched(model: WanModel) -> dict[str, torch.nn.Module]:
@@ -214,9 +226,15 @@ def dit_whole_clip(case: Case) -> None:
     latents, text = case["in/latents"], case["in/text"]
     memory = ClipMemory(config, *latents.shape[2:])
     cross = TextMemories([text_entry(model, text)])
+    seen: dict[str, Tensor] = {}
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(save(seen, f"block{i}"))
     for name in (name for name in case.names() if name.startswith("out/t")):
-        times = torch.full((1, latents.shape[2]), float(name.removeprefix("out/t")))
+        t = name.removeprefix("out/t")
+        times = torch.full((1, latents.shape[2]), float(t))
         case.close(model(latents, times, memory, cross).reshape(case[name].shape), name)
+        for block_name, value in seen.items():
+            case.close_if_there(value, f"out/{block_name}_t{t}")
 
 
 def original_config(case: Case) -> WanConfig:
