@@ -55,7 +55,7 @@ def all_gone(family: list[psutil.Process]) -> bool:
 
 
 def is_there(one: psutil.Process) -> bool:
-    """Ray's own two agents are not counted: they notice a minute after their head died."""
+    """Two of Ray's own processes are not counted: they notice a minute after their head died."""
     try:
         return one.status() != psutil.STATUS_ZOMBIE and "agent" not in " ".join(one.cmdline()).lower()
     except psutil.NoSuchProcess:
