@@ -93,9 +93,9 @@ PROMPT = pb.TimedControl(at_frame=1, control=pb.Control(revision=1, prompt="sand
     [
         ({"frames": 0}, "INVALID_ARGUMENT", "frames must be 1..1000000, got 0"),
         ({"sinks": {}}, "INVALID_ARGUMENT", "sinks is empty"),
-        ({"sinks": {"depth": "file:///tmp/a.mp4"}}, "INVALID_ARGUMENT", "no output 'depth'; it has frames"),
+        ({"sinks": {"depth": "file:///x/a.mp4"}}, "INVALID_ARGUMENT", "no output 'depth'; it has frames"),
         ({"sinks": {"frames": "s3://bucket/a.mp4"}}, "INVALID_ARGUMENT", "must be file:///path/name.mp4"),
-        ({"sinks": {"frames": "file:///tmp/a.gif"}}, "INVALID_ARGUMENT", "must end in .mp4, or in /"),
+        ({"sinks": {"frames": "file:///x/a.gif"}}, "INVALID_ARGUMENT", "must end in .mp4, or in /"),
         ({"sinks": {"frames": "file:///proc/nope/a.mp4"}}, "INVALID_ARGUMENT", "No such file or directory"),
         ({"params": {"height": 33}}, "INVALID_ARGUMENT", "H.264 needs even height and width, got 33 x 64"),
         ({"graph": "nope"}, "NOT_FOUND", "there is no graph 'nope'"),

@@ -14,6 +14,8 @@ from riverrun.protos import riverrun_pb2 as pb
 
 from .conftest import DEADLINE_S, Stubs, eventually
 
+LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
 SERVE = """
 import asyncio
 from riverrun.actors.serve import Service
@@ -57,7 +59,7 @@ def all_gone(family: list[psutil.Process]) -> bool:
 def is_there(one: psutil.Process) -> bool:
     """Two of Ray's own processes are not counted: they notice a minute after their head died."""
     try:
-        return one.status() != psutil.STATUS_ZOMBIE and "agent" not in " ".join(one.cmdline()).lower()
+        return one.status() != psutil.STATUS_ZOMBIE and not any(name in " ".join(one.cmdline()) for name in LATE)
     except psutil.NoSuchProcess:
         return False
 
