@@ -116,7 +116,10 @@ def _read_safetensors(file: Path, device: str) -> dict[str, Tensor]:
 
 
 def _on_meta(part: Any) -> Tensor:
-    return torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
+    name = part.get_dtype()
+    if name not in _DTYPES:
+        raise BadRequest(f"a tensor is of dtype {name}; there are {', '.join(_DTYPES)}")
+    return torch.empty(part.get_shape(), dtype=_DTYPES[name], device="meta")
 
 
 def read_pickle(file: Path, device: str = "cpu") -> Any:

@@ -117,6 +117,12 @@ def test_meta_reads_shapes_and_dtypes_only(tmp_path: Path) -> None:
         assert all(tensor.is_meta for tensor in found.values())
 
 
+def test_a_dtype_we_do_not_know_is_named(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2, dtype=torch.uint16)}, tmp_path / "odd.safetensors")
+    with pytest.raises(BadRequest, match="a tensor is of dtype U16; there are F64, F32"):
+        read(tmp_path / "odd.safetensors", device="meta")
+
+
 def test_neither_path_nor_hub_name() -> None:
     for source in ("nowhere/at/all", "org/missing.safetensors", "/no/such.pt"):
         with pytest.raises(BadRequest, match=f"no such file or folder: {source}"):
