@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import grpc
-from google.protobuf import json_format
 
 from riverrun import __version__
 from riverrun.actors import messages
@@ -13,7 +12,7 @@ from riverrun.actors.directory import Directory
 from riverrun.actors.errors import mapped, unary
 from riverrun.actors.host import SessionHost, SessionWish
 from riverrun.actors.jobs import Job, JobDesk, JobSpec
-from riverrun.actors.streams import control_of
+from riverrun.actors.requests import control_of, reason_of, seconds_of, values_of
 from riverrun.actors.timed import TimedControl
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
@@ -35,10 +34,10 @@ class Sessions(rpc.SessionsServicer):
     async def Create(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
         wish = SessionWish(
             graph=request.graph,
-            params=json_format.MessageToDict(request.params),
+            params=values_of(request.params),
             seed=request.seed,
             client_id=request.client_id,
-            idle_timeout_s=request.idle_timeout.ToTimedelta().total_seconds(),
+            idle_timeout_s=seconds_of(request.idle_timeout, "idle_timeout"),
             max_frames=request.max_frames,
         )
         return messages.live_session(await self._host.create(wish), self._gateways, with_token=True)
@@ -59,7 +58,7 @@ class Sessions(rpc.SessionsServicer):
 
     @unary
     async def Close(self, request: pb.CloseSessionRequest, context: Context) -> pb.Session:
-        await self._host.close(request.session_id, request.reason or "closed by a client")
+        await self._host.close(request.session_id, reason_of(request.reason, "closed by a client"))
         return await self._session(request.session_id)
 
     async def _session(self, session: str) -> pb.Session:
@@ -77,7 +76,7 @@ class Jobs(rpc.JobsServicer):
     async def Submit(self, request: pb.SubmitJobRequest, context: Context) -> pb.Job:
         spec = JobSpec(
             graph=request.graph,
-            params=json_format.MessageToDict(request.params),
+            params=values_of(request.params),
             seed=request.seed,
             client_id=request.client_id,
             frames=request.frames,

@@ -14,17 +14,17 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import json_format
 
 from riverrun.actors.errors import Denied, SessionFailed, mapped
 from riverrun.actors.host import Hosted, SessionHost
 from riverrun.actors.inputs import InputFeed
 from riverrun.actors.messages import duration, live_session, server_message
+from riverrun.actors.requests import control_of
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
 from riverrun.graphs.items import Event, EventType, Frame, Item, Receipt, ReceiptStage
 from riverrun.graphs.runner import SessionEnded
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Control, Kind, Unavailable
+from riverrun.models.base import BadRequest, Kind, Unavailable
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 from riverrun.protos.wire import RAW, Header, check_codec, split
@@ -35,6 +35,9 @@ OPEN_S = 10.0
 LEAVE_S = 1.0
 """After the end was told, the client gets so long to close its side: grpc.aio drops what it has not read of a call that
 ends while it is still sending."""
+
+MAX_UNREAD = 1024
+"""Receipts and events that may wait for a client which sends controls and reads nothing."""
 
 INLINE_BYTES = 1 << 18
 """A raw frame up to this size is copied on the event loop: quicker than a thread switch."""
@@ -223,6 +226,8 @@ class Connection:
     async def _control(self, message: pb.Control) -> None:
         """A control that can't be taken is refused by a receipt; the stream goes on unchanged."""
         try:
+            if self._consumer.unread >= MAX_UNREAD:  # the refusal waits to be sent, and so does what comes after it
+                raise Unavailable(f"{MAX_UNREAD} receipts and events wait to be read; read on before you send more")
             await self._runner.control(control_of(message), message.stage)
         except SessionEnded:
             raise
@@ -242,16 +247,3 @@ async def _opening(requests: Requests) -> pb.Open:
     if first is None or kind != "open":
         raise BadRequest(f"the first message must be `open`, got {kind or 'none'}")
     return first.open
-
-
-def control_of(message: pb.Control) -> Control:
-    """The control that a message means. Raises BadRequest if it means none."""
-    kind = message.WhichOneof("kind")
-    if kind is None:
-        raise BadRequest("a control needs one of prompt, pause, parameters")
-    if message.revision < 1:
-        raise BadRequest("a control's revision must be at least 1")
-    value: Any = getattr(message, kind)
-    if kind == "parameters":
-        value = json_format.MessageToDict(value)
-    return Control(revision=message.revision, kind=kind, value=value)

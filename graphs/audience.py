@@ -50,6 +50,8 @@ class Audience:
         for wish in wishes:
             if wish.port not in self.rings:
                 raise BadRequest(f"no output {wish.port!r}; there are {', '.join(sorted(self.rings))}")
+        if len({wish.port for wish in wishes}) < len(wishes):
+            raise BadRequest("a port is named twice; name each once")
         lanes = {wish.port: Lane(self.rings[wish.port]) for wish in wishes}
         for wish in wishes:
             lanes[wish.port].add(wish.credits)

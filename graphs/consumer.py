@@ -19,6 +19,10 @@ from riverrun.models.base import BadRequest
 MAX_CREDITS = 512
 """Frames that may be outstanding on a port: the ring must be able to keep them all for a reconnect."""
 
+MAX_CREDIT_BYTES = 1 << 30
+"""And no more than so many bytes of them, but always `MIN_CREDITS` frames."""
+MIN_CREDITS = 32
+
 
 class Role(StrEnum):
     CONTROLLER = "controller"
@@ -46,6 +50,11 @@ class ConsumerSpec:
     credits: int = 0
 
 
+def most_credits(frame_bytes: int) -> int:
+    """Frames of that size which may be outstanding on a port; a size of 0 is not known."""
+    return min(MAX_CREDITS, max(MIN_CREDITS, MAX_CREDIT_BYTES // frame_bytes)) if frame_bytes else MAX_CREDITS
+
+
 class Lane:
     """One port of one consumer: where it stands and how many frames it may still be given."""
 
@@ -55,11 +64,12 @@ class Lane:
         self.credits = 0
 
     def add(self, credits: int) -> None:
-        """Raises BadRequest for a negative number, or for more outstanding than `MAX_CREDITS`."""
-        if credits < 0 or self.credits + credits > MAX_CREDITS:
+        """Raises BadRequest for a negative number, or for more outstanding than the ring may have to keep."""
+        most = most_credits(self.ring.frame_bytes)
+        if credits < 0 or self.credits + credits > most:
             raise BadRequest(
                 f"{credits} more credits on port {self.ring.name!r} make {self.credits + credits};"
-                f" at most {MAX_CREDITS} frames may be outstanding"
+                f" at most {most} frames may be outstanding"
             )
         self.credits += credits
 
@@ -96,6 +106,11 @@ class Consumer:
     def _over(self) -> bool:
         """Left, or replaced: what its client still says counts no more."""
         return self._done or (self._ended is not None and self._ended.type is EventType.REPLACED)
+
+    @property
+    def unread(self) -> int:
+        """Receipts, acks and events that wait to be read."""
+        return len(self._notices)
 
     @property
     def ports(self) -> tuple[str, ...]:
