@@ -19,7 +19,7 @@ from riverrun.graphs.graph import Graph
 from riverrun.graphs.items import Event, EventType, InputAck
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.opening import answer
-from riverrun.graphs.ring import OutputRing
+from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.stage import (
     EncoderHandle,
     Epoch,
@@ -77,7 +77,8 @@ class Flow:
         self._on_end = on_end
         self._on_fault = on_fault
         self._fetches: set[asyncio.Task[None]] = set()
-        rings = {name: self._ring(name, at.stage, config.ring_frames) for name, at in graph.outputs.items()}
+        sizes = {name: frame_bytes(descriptions[at.stage], at.port) for name, at in graph.outputs.items()}
+        rings = {n: self._ring(n, at.stage, config.ring_frames, sizes[n]) for n, at in graph.outputs.items()}
         self.audience = Audience(rings, clock, signal)
         self.edges, self.drivers = wire(graph, descriptions, stages, rings, self, config.edge_chunks, config.deadlines)
         self.desk = ControlDesk(
@@ -192,12 +193,12 @@ class Flow:
             self.audience.tell_all(Event(EventType.PAUSED if pause else EventType.RESUMED))
         return self.audience.first.next_chunk, self.audience.first.next_frame
 
-    def _ring(self, name: str, stage: str, keep: int) -> OutputRing:
+    def _ring(self, name: str, stage: str, keep: int, size: int) -> OutputRing:
         async def fetch(chunk: Chunk) -> np.ndarray:
             work = self._stages[stage].fetch(chunk.data)
             return await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
 
-        return OutputRing(name, keep, fetch, self._start_fetch, self.signal)
+        return OutputRing(name, keep, fetch, self._start_fetch, self.signal, size)
 
     def _start_fetch(self, fetch: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(fetch)

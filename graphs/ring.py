@@ -15,10 +15,19 @@ import numpy as np
 
 from riverrun.graphs.items import Frame
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Chunk, Corrupt
+from riverrun.models.base import BadRequest, Chunk, Corrupt, Description, Kind
 
 Fetch = Callable[[Chunk], Coroutine[Any, Any, np.ndarray]]
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+_PIXEL_BYTES = {Kind.FRAMES: 3, Kind.DEPTH: 4, Kind.POINTS: 12, Kind.CONFIDENCE: 4}
+
+
+def frame_bytes(about: Description, port: str) -> int:
+    """Of one frame of an output port; 0 where the model does not say, or frames are small whatever it says."""
+    height, width = about.frame_shape or (0, 0)
+    return height * width * _PIXEL_BYTES.get(next(p.kind for p in about.outputs if p.name == port), 0)
 
 
 @dataclass
@@ -50,10 +59,11 @@ class Slot:
 class OutputRing:
     """lossless: a controller reads this port (or none has come yet), so it paces the stages. cursor: the number of the
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
-    consumers are attached."""
+    consumers are attached. frame_bytes: of one frame, 0 if not known."""
 
-    def __init__(self, name: str, keep: int, fetch: Fetch, spawn: Spawn, signal: Signal):
+    def __init__(self, name: str, keep: int, fetch: Fetch, spawn: Spawn, signal: Signal, frame_bytes: int = 0):
         self.name = name
+        self.frame_bytes = frame_bytes
         self.lossless = True
         self.readers = 0
         self.cursor = 0
