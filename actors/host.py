@@ -9,7 +9,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from riverrun.actors.directory import Directory, Placed
@@ -22,7 +22,7 @@ from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.stage import BadRequest, StageHandle
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Unavailable
-from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
+from riverrun.store.records import SessionRecord, Store, token_digest
 
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
@@ -43,19 +43,19 @@ class SessionWish:
     def __post_init__(self) -> None:
         if len(self.client_id) > MAX_CLIENT_ID:
             raise BadRequest(f"client_id has {len(self.client_id)} characters, at most {MAX_CLIENT_ID}")
-        if self.idle_timeout_s < 0:
-            raise BadRequest(f"idle_timeout must not be negative, got {self.idle_timeout_s:g} s")
 
 
 @dataclass
 class Hosted:
     """A session that runs here.
 
-    token: its resume token. opened: set when its opening is over, well or not. inputs: frames taken in, by graph input.
+    token: its resume token. opened: set when its opening is over, well or not. inputs: frames taken in, by graph input;
+    feeding: held while one is, since an old connection may still be at it when its client has come back on a new one.
     """
 
     runner: Runner
-    token: str
+    token: str = field(repr=False)
+    feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     inputs: dict[str, int] = field(default_factory=dict)
 
@@ -77,21 +77,19 @@ class SessionHost:
 
         wrap: what to put around each stage's handle. Raises BadRequest, NotFound, NoRoom, Unavailable.
         """
-        if self.closing:
-            raise Unavailable(f"no new sessions: {self.closing}")
+        self._check_open()
         graph = self.directory.graph(wish.graph)
         if len(self._hosted) >= self.config.limits.sessions:
             raise NoRoom(f"this gateway has {len(self._hosted)} sessions, its limit; one must end first")
         placed = await self.directory.place(graph)
+        self._check_open()  # a model may have been loading for minutes
         token = secrets.token_urlsafe(24)
         record = self._record(graph, wish, placed, token)
-        stored = await self.store.create(record)
-        if stored.id != record.id:
-            return await self._repeated(stored)
         stages = {name: wrap(name, handle) if wrap else handle for name, handle in placed.stages.items()}
         config = RunnerConfig(idle_timeout_s=self.config.idle_timeout_s)
-        runner = Runner(stored, graph, stages, placed.encoders, self.store, self.clock, config)
-        return await self._open(Hosted(runner, token))
+        written = replace(record, version=1)  # as the store will have it
+        runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config)
+        return await self._open(Hosted(runner, token), record)
 
     def find(self, session: str) -> Hosted | None:
         """The session, if it runs here."""
@@ -105,6 +103,8 @@ class SessionHost:
         record = hosted.runner.record if hosted else await self.record(session)
         if record.state.ended:
             raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+        if record.gateway == self.name:
+            raise SessionEnded(f"session {session} has ended; the store was away, so why is not known")
         raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
 
     async def record(self, session: str) -> SessionRecord:
@@ -133,18 +133,28 @@ class SessionHost:
         if not hmac.compare_digest(token_digest(token), hosted.runner.record.token_digest):
             raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
 
-    async def _open(self, hosted: Hosted) -> Hosted:
-        session = hosted.runner.record.id
-        self._hosted[session] = hosted
+    def _check_open(self) -> None:
+        if self.closing:
+            raise Unavailable(f"no new sessions: {self.closing}")
+
+    async def _open(self, hosted: Hosted, record: SessionRecord) -> Hosted:
+        session = record.id
+        self._hosted[session] = hosted  # before the store has it: a repeat may come the moment it does
         try:
-            await hosted.runner.open()
+            stored = await self.store.create(record)
+            if stored.id == session:
+                await hosted.runner.open()
         except BaseException:
+            await hosted.runner.ended()  # it writes its record once more; only then can that be deleted
             self._hosted.pop(session, None)
             with contextlib.suppress(Unavailable):
                 await self.store.delete(session)  # it never was; what the caller gets is the reason
             raise
         finally:
             hosted.opened.set()
+        if stored.id != session:
+            self._hosted.pop(session)
+            return await self._repeated(stored)
         task = asyncio.create_task(self._forget(session, hosted.runner))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -155,7 +165,7 @@ class SessionHost:
         if hosted is None:
             raise Unavailable(f"client_id {stored.client_id!r} is of session {stored.id} at gateway {stored.gateway}")
         await hosted.opened.wait()
-        if hosted.runner.state is SessionState.FAILED:
+        if self._hosted.get(stored.id) is not hosted:
             raise Unavailable(f"session {stored.id} of client_id {stored.client_id!r} has just failed; try again")
         return hosted
 

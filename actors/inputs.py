@@ -14,6 +14,9 @@ MAX_WAITING = 64
 """Frames that may lie here: what a client sends beyond them, before `input_ack` says that the first were taken, is an
 error. The connection must go on reading (credits, pings), so it can't wait for room."""
 
+MAX_WAITING_BYTES = 256 << 20
+"""And at most so much of them, decoded; a single frame may be as large."""
+
 
 class InputFeed:
     """Puts the frames of one connection together and pushes each as a chunk of one, in order.
@@ -26,6 +29,7 @@ class InputFeed:
         self._hosted = hosted
         self._joiner = Joiner()
         self._waiting: asyncio.Queue[Joined | None] = asyncio.Queue()
+        self._waiting_bytes = 0
         self._next = dict(hosted.inputs)
         self._last_pts: dict[str, int] = {}
 
@@ -41,6 +45,9 @@ class InputFeed:
             raise BadRequest(f"input {header.port!r}: frame {header.frame} came where {due} was due")
         if self._waiting.qsize() >= MAX_WAITING:
             raise BadRequest(f"more than {MAX_WAITING} input frames wait; send more as input_ack comes")
+        if self._waiting.qsize() and self._waiting_bytes + joined.array.nbytes > MAX_WAITING_BYTES:
+            raise BadRequest(f"more than {MAX_WAITING_BYTES >> 20} MiB of input wait; send more as input_ack comes")
+        self._waiting_bytes += joined.array.nbytes
         self._next[header.port] = due + 1
         self._waiting.put_nowait(joined)
 
@@ -56,11 +63,19 @@ class InputFeed:
                 joined = await self._waiting.get()
                 if joined is None:
                     await runner.finish()
-                else:
-                    await runner.push(joined.header.port, self._chunk(joined))
-                    self._hosted.inputs[joined.header.port] = joined.header.frame + 1
+                    continue
+                self._waiting_bytes -= joined.array.nbytes
+                async with self._hosted.feeding:
+                    await self._push(joined)
         except SessionEnded:
             return  # the end is on its way to the client
+
+    async def _push(self, joined: Joined) -> None:
+        """Unless the client's other connection has had it pushed meanwhile."""
+        port, number = joined.header.port, joined.header.frame
+        if number == self._hosted.inputs.get(port, 0):
+            await self._hosted.runner.push(port, self._chunk(joined))
+            self._hosted.inputs[port] = number + 1
 
     def _chunk(self, joined: Joined) -> Chunk:
         """ticks to the next frame: as from the last one to this; for the first, the session's own rate."""
