@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from riverrun.actors.errors import NotFound
-from riverrun.actors.host import Hosted, SessionHost, SessionWish
+from riverrun.actors.host import MAX_CLIENT_ID, Hosted, SessionHost, SessionWish
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
 from riverrun.actors.timed import TimedControl, TimedStage
@@ -55,6 +55,8 @@ class JobSpec:
             raise BadRequest("sinks is empty: say where at least one output port goes")
         for uri in self.sinks.values():
             sink_path(uri)
+        if len(self.client_id) > MAX_CLIENT_ID:
+            raise BadRequest(f"client_id has {len(self.client_id)} characters, at most {MAX_CLIENT_ID}")
         revisions = [timed.control.revision for timed in self.controls]
         if revisions != sorted(set(revisions)):
             raise BadRequest(f"revisions of a job's controls must rise, got {revisions}")
@@ -159,8 +161,13 @@ class JobDesk:
         spec = job.spec
         encoders = await self._host.directory.encoders(self._host.directory.graph(spec.graph))
 
+        stages: list[TimedStage] = []
+
         def timed(name: str, handle: StageHandle) -> StageHandle:
-            return TimedStage(name, handle, spec.controls, encoders.get(name)) if spec.controls else handle
+            if not spec.controls:
+                return handle
+            stages.append(TimedStage(name, handle, spec.controls, encoders.get(name)))
+            return stages[-1]
 
         wish = SessionWish(spec.graph, spec.params, spec.seed, max_frames=spec.frames)
         hosted = await self._host.create(wish, timed)
@@ -170,10 +177,11 @@ class JobDesk:
             for output in hosted.runner.status().outputs:
                 if output.port in spec.sinks:
                     writers[output.port] = writer_for(spec.sinks[output.port], output.fps, output.frame_shape)
-        except BadRequest:
+            _check_taken(spec.controls, stages)
+        except BaseException:
             for writer in writers.values():
                 writer.close(whole=False)
-            await hosted.runner.close("its job's sinks can't be written")
+            await hosted.runner.close("its job can't be done")
             raise
         return hosted, writers
 
@@ -203,6 +211,14 @@ class JobDesk:
         ended = [old for old in self._jobs.values() if old.state is not JobState.RUNNING]
         for old in ended[: max(0, len(ended) - KEPT)]:
             del self._jobs[old.id]
+
+
+def _check_taken(controls: Sequence[TimedControl], stages: Sequence[TimedStage]) -> None:
+    """Raises BadRequest for a control that no stage of the graph takes."""
+    taken = {revision for stage in stages for revision in stage.revisions}
+    for timed in controls:
+        if timed.control.revision not in taken:
+            raise BadRequest(f"control {timed.control.revision}: no stage takes {timed.control.kind!r}")
 
 
 class _Counting:

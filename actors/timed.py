@@ -37,7 +37,7 @@ class TimedStage:
 
     Counts the frames of the stage's first output port; a control is due with the step after which that count would
     start at or after its frame. Raises BadRequest for a control the stage takes but refuses. A stage that does not
-    take the control's kind is left alone, unless the control names it.
+    take the control's kind is left alone, unless the control names it. revisions: of those it takes, once it is open.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class TimedStage:
     ) -> None:
         self._name, self._inner, self._encoder = name, inner, encoder
         self._waiting = sorted((c for c in controls if c.stage in ("", name)), key=lambda c: c.at_frame)
+        self.revisions: frozenset[int] = frozenset()
         self._embeddings: dict[int, np.ndarray] = {}
         self._port, self._frames, self._next_seq = "", 0, 0
         self._sent: dict[int, tuple[Control, ...]] = {}  # by step, so that a repeat is the same
@@ -57,6 +58,7 @@ class TimedStage:
             if timed.stage and timed.control.kind not in about.controls:
                 raise BadRequest(f"stage {self._name!r} takes no {timed.control.kind!r}; it takes {about.controls}")
         self._waiting = [c for c in self._waiting if c.control.kind in about.controls]
+        self.revisions = frozenset(c.control.revision for c in self._waiting)
         for timed in self._waiting:
             if timed.control.kind == PROMPT and self._encoder:
                 self._embeddings[timed.control.revision] = await self._encoder.encode(timed.control.value)

@@ -65,7 +65,7 @@ def get_job(job_id: Id, address: Address = None, as_json: AsJson = False) -> Non
 
 @app.command("cancel")
 def cancel(job_id: Id, address: Address = None, as_json: AsJson = False) -> None:
-    """Stop a job; what it has written stays."""
+    """Stop a job. Pictures it has written stay; an unfinished film is removed."""
     with Client(address) as rr:
         _show(rr.cancel_job(job_id), as_json)
 
