@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from riverrun.actors.health import StageHealth
-from riverrun.actors.loading import build, carried, set_threads, start_actor
+from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
 from riverrun.configs import ModelConfig
 from riverrun.models.base import BadRequest
 
@@ -60,6 +60,7 @@ class EncoderActor:
     @carried
     def load(self) -> None:
         """Loads the encoder. Raises BadRequest (the configuration)."""
+        print_to_stderr()
         set_threads(self._config.actor.threads)
         encoder = build(self._config)
         self._cache = EmbeddingCache(lambda text: np.asarray(encoder.encode([text])[0], np.float32))

@@ -32,6 +32,12 @@ def set_threads(count: int) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
+def print_to_stderr() -> None:
+    """What a model prints goes to this process's stderr: Ray passes both on to the service's, and that one's stdout is
+    for results."""
+    os.dup2(2, 1)
+
+
 def build(config: ModelConfig) -> Any:
     """The model (or encoder) that `config` names. Raises BadRequest saying which part of it is wrong.
 

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from riverrun.actors.health import StageHealth
-from riverrun.actors.loading import build, carried, set_threads, start_actor
+from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
 from riverrun.actors.stage import StageWorker
 from riverrun.configs import ModelConfig
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
@@ -41,6 +41,7 @@ class StageActor:
     def load(self) -> ModelInfo:
         """Loads the model and says what it is with default parameters. Raises BadRequest (the configuration)."""
         limits = self._config.actor
+        print_to_stderr()
         set_threads(limits.threads)
         model = build(self._config)
         self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes)
