@@ -163,7 +163,8 @@ class Pool:
     def _fail(self, member: Member, why: Exception) -> bool:
         log.error("model %s can't be loaded: %s", self.config.name, why)
         with self._lock:
-            self._members.pop(member.name, None)
+            if self._members.get(member.name) is member:  # else another thread was here before, and it is replaced
+                del self._members[member.name]
             self._failure = (time.monotonic(), why)
         ray.kill(member.handle)
         return False
