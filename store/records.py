@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -200,7 +201,9 @@ def parse_token(token: str) -> tuple[float, str] | None:
     if not token:
         return None
     try:
-        return float(created), session
+        if math.isfinite(since := float(created)):
+            return since, session
+        raise ValueError
     except ValueError:
         raise BadRequest(f"page token {token!r} is none of ours; leave it empty for the first page") from None
 

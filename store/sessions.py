@@ -3,7 +3,7 @@
     rr:{<session>}:record   hash: version, epoch, nonce, json     (the braces keep a session in one cluster slot)
     rr:{<session>}:log      list: control log, bounded
     rr:client:<tenant>:<client_id>   the session that a client id stands for
-    rr:sessions             sorted set: session by time of creation; a hint, mended when a page is read
+    rr:sessions             sorted set: session by time of creation; a hint, mended as pages are read and sessions come
     rr:gateway:<name>, rr:gateways   address with a TTL, and sorted set: gateway by expiry
 
 Everything of a session expires: an ended one after `ended_ttl_s`, a live one `live_ttl_s` after its last write (its
@@ -38,6 +38,7 @@ from riverrun.store.records import (
 INDEX = "rr:sessions"
 GATEWAYS = "rr:gateways"
 BATCH = 100
+MENDED = 4
 Args = list[str | int]
 
 _CREATE = """
@@ -83,18 +84,24 @@ def client_key(record: SessionRecord) -> str:
 
 
 class SessionStore:
-    """See `records.Store`. url: redis://, rediss:// or unix://. timeout_s: of connecting, and of each command."""
+    """See `records.Store`. url: redis://, rediss:// or unix://. timeout_s: of connecting, and of each command.
+
+    Raises BadRequest for another kind of URL.
+    """
 
     def __init__(
         self, url: str, timeout_s: float = 2.0, ended_ttl_s: float = ENDED_TTL_S, live_ttl_s: float = LIVE_TTL_S
     ):
-        self._redis: Any = redis.asyncio.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 1),
-        )
+        try:
+            self._redis: Any = redis.asyncio.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 1),
+            )
+        except ValueError as error:  # the URL may hold a password, so it is not shown
+            raise BadRequest(f"the store's URL must be redis://, rediss:// or unix://: {error}") from None
         self._ended_ms = int(ended_ttl_s * 1000)
         self._live_ms = int(live_ttl_s * 1000)
         self._create = self._redis.register_script(_CREATE)
@@ -118,10 +125,22 @@ class SessionStore:
             if not await self._create(keys=[record_key(new.id)], args=fields):
                 return await self.get(new.id) or await self.create(record)  # it expired in between
             await self._redis.zadd(INDEX, {new.id: new.created})
+            await self._mend()
         winner = await self._claimed(new) if new.client_id else new
         if winner.id != new.id:
             await self.delete(new.id)
         return winner
+
+    async def _mend(self) -> None:
+        """Takes a few members whose records have expired out of the index: more than come in, so that it stays as
+        large as what is there, even if nobody ever reads a page."""
+        ids = await self._redis.zrandmember(INDEX, MENDED)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for session in ids:
+                pipe.exists(record_key(session))
+            there = await pipe.execute()
+        if gone := [session for session, found in zip(ids, there, strict=True) if not found]:
+            await self._redis.zrem(INDEX, *gone)
 
     async def _claimed(self, new: SessionRecord) -> SessionRecord:
         """The record that holds the client id now: `new`, or a live one that had it before."""
