@@ -6,6 +6,7 @@ BadRequest with one line that names the key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from yaml import YAMLError
 
 from riverrun.models.base import BadRequest
+from riverrun.protos import DEFAULT_PORT
 
 FOLDER = Path(__file__).parent
 STAGES = ("generation", "super_resolution", "geometry", "text", "encoder")
@@ -66,7 +68,6 @@ class Limits:
     sessions: int = 256
     jobs: int = 16
     job_frames: int = 1_000_000
-    credits: int = 4096
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ServiceConfig:
     """
 
     host: str = "127.0.0.1"
-    port: int = 50051
+    port: int = DEFAULT_PORT
     redis_url: str = ""
     ray_address: str = ""
     models: list[str] = field(default_factory=lambda: ["synthetic", "world-text", "longlive-world"])
@@ -92,6 +93,13 @@ class ServiceConfig:
     drain_s: float = 5.0
     data_dir: str = ""
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise BadRequest(f"port must be 0..65535, got {self.port}")  # gRPC would take it modulo 65536
+        for name in ("idle_timeout_s", "step_timeout_s", "drain_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadRequest(f"{name} must be finite and not negative, got {getattr(self, name)}")
 
 
 def load_service(source: str | None = None, overrides: Sequence[str] = ()) -> ServiceConfig:
