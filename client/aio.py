@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from riverrun.client import errors
-from riverrun.client.requests import fill, length, sink_uri, wishes_for
+from riverrun.client.requests import fill, length, sink_uri, uint64, wishes_for
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import Patience
 from riverrun.protos import DEFAULT_PORT
@@ -86,7 +86,10 @@ class AsyncClient:
         if prompt is not None:
             params["prompt"] = prompt
         request = pb.CreateSessionRequest(
-            graph=graph, seed=seed, client_id=uuid.uuid4().hex, max_frames=await self._length(graph, frames, seconds)
+            graph=graph,
+            seed=uint64("seed", seed),
+            client_id=uuid.uuid4().hex,
+            max_frames=await self._length(graph, frames, seconds),
         )
         fill(request.params, params)
         session = await self._create(request)
@@ -172,7 +175,7 @@ class AsyncClient:
         port = port or (await self.graph(graph)).outputs[0].port
         request = pb.SubmitJobRequest(
             graph=graph,
-            seed=seed,
+            seed=uint64("seed", seed),
             client_id=uuid.uuid4().hex,
             frames=await self._length(graph, frames, seconds),
             sinks={port: sink_uri(out)},

@@ -19,13 +19,18 @@ def length(frames: int | None, seconds: float | None, fps: float) -> int:
     given = frames if frames is not None else seconds
     if given is None:
         return 0
-    if given <= 0:
+    if not given > 0:
         raise errors.BadRequest(f"the length must be above 0, got {given}", "INVALID_ARGUMENT")
-    if frames is not None:
-        return frames
-    if fps <= 0:
+    if frames is None and fps <= 0:
         raise errors.BadRequest("this graph states no frames a second; give frames", "INVALID_ARGUMENT")
-    return max(1, round(given * fps))
+    return uint64("the length", frames if frames is not None else max(1, round(min(given * fps, 2.0**64))))
+
+
+def uint64(what: str, value: int) -> int:
+    """`value`, if the wire can carry it. Raises BadRequest."""
+    if not 0 <= value < 2**64:
+        raise errors.BadRequest(f"{what} must be 0..2^64-1, got {value}", "INVALID_ARGUMENT")
+    return value
 
 
 def wishes_for(
