@@ -52,4 +52,4 @@ def control_of(message: pb.Control) -> Control:
 
 def _check_size(what: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise BadRequest(f"{what} has {size} bytes, at most {MAX_BYTES}")
+        raise BadRequest(f"{what}: {size} bytes, at most {MAX_BYTES}")

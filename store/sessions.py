@@ -101,7 +101,7 @@ class SessionStore:
                 retry=Retry(NoBackoff(), 1),
             )
         except ValueError as error:  # the URL may hold a password, so it is not shown
-            raise BadRequest(f"the store's URL must be redis://, rediss:// or unix://: {error}") from None
+            raise BadRequest(f"redis_url: {error}") from None
         self._ended_ms = int(ended_ttl_s * 1000)
         self._live_ms = int(live_ttl_s * 1000)
         self._create = self._redis.register_script(_CREATE)
