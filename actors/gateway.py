@@ -79,6 +79,10 @@ class Gateway:
         await self._server.stop(STOP_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def hurry(self) -> None:
+        """Clients get no more time to leave."""
+        self._streams.hurry()
+
     async def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *SERVICES):
             await self._health.set(name, status)

@@ -54,6 +54,7 @@ class Streams(rpc.StreamsServicer):
         self._host, self._pool, self._gateways = host, pool, gateways
         self._connections: set[Connection] = set()
         self._left = Signal()
+        self._hurried = False
 
     async def Connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
         async with mapped(context):
@@ -81,7 +82,12 @@ class Streams(rpc.StreamsServicer):
         """Returns when no client is connected, or after the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._left.until(lambda: not self._connections)
+                await self._left.until(lambda: self._hurried or not self._connections)
+
+    def hurry(self) -> None:
+        """From now on nobody is waited for."""
+        self._hurried = True
+        self._left.notify()
 
 
 class Connection:
