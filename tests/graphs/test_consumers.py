@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from riverrun.graphs.config import RunnerConfig
-from riverrun.graphs.consumer import MAX_CREDITS, PortWish
+from riverrun.graphs.consumer import MAX_CREDITS, ConsumerSpec, PortWish, Role, most_credits
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.graphs.items import EventType, Frame
 from riverrun.graphs.runner import SessionEnded
@@ -163,6 +163,23 @@ def test_wrong_wishes_are_refused_and_change_nothing(lab, run):
         await rig.close()
         with pytest.raises(SessionEnded, match="session s1 is closed: test over"):
             rig.controller(1)
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("frame_bytes", "most"), [(0, 512), (12_288, 512), (2_764_800, 388), (25_165_824, 42), (1 << 30, 32)]
+)
+def test_credits_are_bounded_by_bytes_too(frame_bytes, most):
+    assert most_credits(frame_bytes) == most
+
+
+def test_a_port_named_twice_is_refused(lab, run):
+    async def body():
+        rig = await rig_of(lab).open()
+        with pytest.raises(BadRequest, match="a port is named twice"):
+            rig.runner.attach(ConsumerSpec(Role.CONTROLLER, (PortWish("frames", 1), PortWish("frames", 1))))
+        await rig.close()
 
     run(body())
 

@@ -80,6 +80,16 @@ def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served, co
     assert eventually(lambda: all_gone(family))
 
 
+def test_a_second_signal_waits_for_no_client(served):
+    process, family, stream, _ = served
+    process.send_signal(signal.SIGINT)
+    stream.until("go_away")
+    process.send_signal(signal.SIGINT)
+    assert stream.until("event").type == pb.Event.TYPE_ENDED
+    assert process.wait(DEADLINE_S) == 0
+    assert eventually(lambda: all_gone(family))
+
+
 def test_sigkill_of_the_whole_service_is_a_clear_error_and_leaves_nothing(served, code):
     process, family, stream, _ = served
     process.kill()

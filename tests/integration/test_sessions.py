@@ -46,6 +46,13 @@ def test_a_repeated_client_id_returns_the_live_session(stubs):
     stubs.close(other.session_id)
 
 
+def test_creates_with_one_client_id_at_once_make_one_session(stubs):
+    requests = [pb.CreateSessionRequest(graph="synthetic", client_id="at once") for _ in range(16)]
+    calls = [stubs.sessions.Create.future(request, timeout=30) for request in requests]
+    (session,) = {call.result().session_id for call in calls}
+    assert stubs.close(session).state == pb.SESSION_STATE_CLOSED
+
+
 @pytest.mark.parametrize(
     ("fields", "expected", "words"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from riverrun.models.base import BadRequest
 from riverrun.store.records import Conflict, ControlEntry, Placement, PortMark, SessionRecord, SessionState, Store
+from riverrun.store.sessions import INDEX, SessionStore
 
 
 def record(name: str = "a", **fields: Any) -> SessionRecord:
@@ -151,6 +152,32 @@ def test_an_ended_record_expires(with_store):
         assert [r.id for r in (await store.page(include_ended=True)).records] == ["lives"]
 
     with_store(body, ended_ttl_s=0.2)
+
+
+def test_the_index_shrinks_as_sessions_come_though_nobody_reads_it(server):
+    async def body() -> None:
+        store = SessionStore(server.url, ended_ttl_s=0.02)
+
+        async def none_left() -> bool:
+            return not [key async for key in store._redis.scan_iter("rr:{old*")]
+
+        await store._redis.flushall()
+        for n in range(40):
+            made = await store.create(record(f"old {n}"))
+            await store.update(replace(made, state=SessionState.CLOSED))
+        await eventually(none_left)
+        for n in range(60):
+            await store.create(record(f"new {n}"))
+        assert await store._redis.zcard(INDEX) <= 80  # 100 ever came
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(body(), 20))
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://x"])
+def test_another_kind_of_url_is_refused(url):
+    with pytest.raises(BadRequest, match="redis_url: Redis URL must specify one of"):
+        SessionStore(url)
 
 
 def test_a_gateway_that_is_silent_is_forgotten(with_store):
