@@ -45,7 +45,7 @@ BEFORE_SWITCH = 5
 class Plan:
     """captions: in (a) and (b). checkpoints: blocks at which (c) looks."""
 
-    captions: int = 64
+    captions: int = 50
     checkpoints: tuple[int, ...] = (2, 10, 50, 100, 200, 500, 1000)
 
 
@@ -73,6 +73,14 @@ class SwitchShares:
     third: float
     old_third: float
     floor_third: float
+
+
+@dataclass(frozen=True)
+class VAEQuality:
+    """Mean PSNR in dB of clips through encoder and decoder: all pixels, and the object's alone."""
+
+    psnr: float
+    object_psnr: float
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,18 @@ class Rig:
         """The newest block of a blind run as frames, its window decoded from an empty history."""
         pixels = self.model.vae.decode(state.stream.recent[None], Histories())[0]
         block = self.model.options.block * self.model.vae.config.temporal_factor
-        return ((pixels[-block:] + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return _bytes(pixels[-block:])
+
+    @torch.no_grad()
+    def through_vae(self, frames: Tensor) -> Tensor:
+        """uint8 [4n + 1, H, W, 3] encoded and decoded again."""
+        latents = self.model.vae.encode_clip(frames.permute(0, 3, 1, 2)[None].float() / 127.5 - 1)
+        return _bytes(self.model.vae.decode_clip(latents)[0].clamp(-1, 1))
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    """[T, 3, H, W] in [-1, 1] -> uint8 [T, H, W, 3]."""
+    return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def held_out_scenes(count: int, seed: int = 2024) -> list[Scene]:
@@ -168,7 +187,7 @@ def judge(who: str, scenes: Sequence[Scene], clips: Sequence[Tensor]) -> Shares:
 
 
 def adherence(rig: Rig, plan: Plan) -> list[Shares]:
-    """(a): the model and rendered truth."""
+    """(a): the model, and rendered truth before and after the VAE."""
     scenes = held_out_scenes(plan.captions)
     clips: list[Tensor] = []
     for at in range(0, len(scenes), BATCH):
@@ -176,8 +195,23 @@ def adherence(rig: Rig, plan: Plan) -> list[Shares]:
         for _ in range(BLOCKS):
             frames = rig.block(states)
         clips += frames
-    truth = [render(scene, range(24, 36)).frames for scene in scenes]
-    return [judge("generator", scenes, clips), judge("rendered truth", scenes, truth)]
+    truth = [render(scene, range(20, 37)).frames for scene in scenes]
+    return [
+        judge("generator", scenes, clips),
+        judge("rendered truth", scenes, [clip[5:] for clip in truth]),
+        judge("truth through the VAE", scenes, [rig.through_vae(clip)[5:] for clip in truth]),
+    ]
+
+
+def psnr(rig: Rig, plan: Plan) -> VAEQuality:
+    """The VAE alone: 17 frames of unseen scenes encoded and decoded."""
+    whole, objects = [], []
+    for scene in held_out_scenes(plan.captions):
+        footage = render(scene, range(20, 37))
+        squared = (rig.through_vae(footage.frames).float() - footage.frames.float()).square() / 255**2
+        whole.append(-10 * squared.mean().log10().item())
+        objects.append(-10 * squared[footage.objects > 0].mean().log10().item())
+    return VAEQuality(sum(whole) / len(whole), sum(objects) / len(objects))
 
 
 def switched(rig: Rig, plan: Plan, recache: bool) -> SwitchShares:
@@ -199,7 +233,8 @@ def switched(rig: Rig, plan: Plan, recache: bool) -> SwitchShares:
         return sum(count_colours(blocks[block]).shows(scene.things[0].colour) for blocks, scene in pairs) / n
 
     floors = sum(floor_and_sky(blocks[2])[0] == goal.floor for blocks, goal in zip(seen, goals, strict=True)) / n
-    return SwitchShares(recache, *(share(b, goals) for b in range(3)), old_third=share(2, scenes), floor_third=floors)
+    first, second, third = (share(block, goals) for block in range(3))
+    return SwitchShares(recache, first, second, third, share(2, scenes), floors)
 
 
 def _other(rng: random.Random, scene: Scene) -> Scene:
@@ -241,13 +276,19 @@ def main() -> None:
     plan, rig = QUICK if args.quick else Plan(), Rig(args.weights)
     shares = adherence(rig, plan)
     print(f"(a) {plan.captions} held-out captions, block {BLOCKS}\n{_table(shares)}\n", flush=True)
+    quality = psnr(rig, plan)
+    print(f"the VAE on the same scenes: {quality.psnr:.1f} dB, objects {quality.object_psnr:.1f} dB\n", flush=True)
     switches = [switched(rig, plan, recache) for recache in (True, False)]
     print(f"(b) prompt switch after block {BEFORE_SWITCH}, blocks after it\n{_table(switches)}\n", flush=True)
     horizons = [row for sink in (True, False) for row in horizon(rig, plan, sink)]
     print(f"(c) {len(OBJECT_COLOURS)} endless streams\n{_table(horizons)}", flush=True)
     if args.json:
-        rows = {"adherence": shares, "switch": switches, "horizon": horizons}
-        figures = {name: [asdict(row) for row in found] for name, found in rows.items()}
+        figures = {
+            "adherence": [asdict(row) for row in shares],
+            "vae": asdict(quality),
+            "switch": [asdict(row) for row in switches],
+            "horizon": [asdict(row) for row in horizons],
+        }
         write_json(args.json, "adherence", asdict(plan), figures)
 
 

@@ -3,7 +3,7 @@
 A clip is 12 latents: its first block of 3 (the future sink) and three blocks that follow on or lie anywhere later.
 Clips come in pairs (2n, 2n + 1) filmed by the same camera at the same times: two sides of a prompt switch.
 
-    python -m riverrun.train.data --out RUNDIR --shards 20      # render ahead of the trainer
+    python -m riverrun.train.data --out RUNDIR --shards 8      # render ahead of the trainer
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def store(value: object, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run's folder; shards go to its data/")
-    parser.add_argument("--shards", type=int, default=20)
+    parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--first", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Distils a trained generator to the four steps it is served with.
 
-    python -m riverrun.train.distil --out RUNDIR [--steps 450] [--minutes 12]
+    python -m riverrun.train.distil --out RUNDIR [--steps 300] [--minutes 12]
 
 At each served noise level the student's clean prediction learns the end of the teacher's many-step ODE from the same
 noisy block, in the same teacher-forced context. The plain model predicts the *mean* of what the block could be, so
@@ -41,7 +41,7 @@ SERVED_SHIFT = 5.0
 class Recipe:
     """``ode_steps`` Euler steps of the teacher, spaced as ``ode_shift`` says; the rate falls linearly to 5 %."""
 
-    steps: int = 450
+    steps: int = 300
     batch: int = 12
     rate: float = 6e-4
     ema: float = 0.98

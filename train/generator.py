@@ -1,6 +1,6 @@
 """Trains the tiny LongLive generator: causal DiT and text encoder together, by teacher forcing on the tiny world.
 
-    python -m riverrun.train.generator --out RUNDIR [--minutes 60] [--steps 7000]
+    python -m riverrun.train.generator --out RUNDIR [--minutes 60] [--steps 4300]
 
 Resumable: a checkpoint is written every two minutes and at the end of a call; the next call goes on from it, and ends
 with the same weights as one uninterrupted run would (every draw is a function of seed and step).
@@ -39,9 +39,9 @@ class Recipe:
     """All that a run depends on. ``steps`` sets the learning-rate schedule: warm-up, flat, then linear to 2 %."""
 
     shape: WanConfig = TINY
-    steps: int = 7000
+    steps: int = 4300
     batch: int = 16
-    shards: int = 20
+    shards: int = 8
     shard_clips: int = 256
     size: int = 64
     rate: float = 2e-3
@@ -63,14 +63,20 @@ class TextEncoder(nn.Module):
 
     def __init__(self, tokenizer: Tokenizer, dim: int):
         super().__init__()
-        self.umt5 = UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=tokenizer.get_vocab_size(), d_model=dim, d_kv=16, num_heads=4, d_ff=2 * dim, num_layers=2,
-                dropout_rate=0.0,
-                feed_forward_proj="gated-gelu", is_gated_act=True, dense_act_fn="gelu_new", pad_token_id=0,
-                eos_token_id=1, decoder_start_token_id=0,
-            )
-        )  # fmt: skip
+        config = UMT5Config(
+            vocab_size=tokenizer.get_vocab_size(),
+            d_model=dim,
+            d_kv=16,
+            d_ff=2 * dim,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+        self.umt5 = UMT5EncoderModel(config)
         self.tokenizer = tokenizer
 
     def forward(self, texts: Sequence[str]) -> Tensor:

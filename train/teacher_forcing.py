@@ -9,11 +9,13 @@ Legend: B clips, Kc clean and Kn noisy blocks, F frames a block, N tokens a bloc
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from riverrun.kernels.rope import angles_3d, rotation
-from riverrun.models.wan.dit import WanConfig, WanModel
+from riverrun.models.wan.dit import Block, WanConfig, WanModel
 
 Turn = tuple[Tensor, Tensor]
 KeysValues = tuple[Tensor, Tensor]
@@ -78,12 +80,13 @@ class TextsMemory:
 
     def __init__(self, model: WanModel, text: Tensor, sink_text: Tensor, blocks: int) -> None:
         """text, sink_text: contexts [B, L, C]."""
-        self.pairs = [[self._keys(block, context) for context in (sink_text, text)] for block in model.blocks]
+        blocks_of = cast(list[Block], model.blocks)
+        self.pairs = [[self._keys(block, context) for context in (sink_text, text)] for block in blocks_of]
         self.blocks = blocks
 
     @staticmethod
-    def _keys(block: nn.Module, context: Tensor) -> KeysValues:
-        k, v = block.cross_attn.keys_values(context)  # type: ignore[union-attr, operator]
+    def _keys(block: Block, context: Tensor) -> KeysValues:
+        k, v = block.cross_attn.keys_values(context)
         return k.transpose(1, 2), v.transpose(1, 2)  # (B, H, L, D)
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
@@ -107,11 +110,11 @@ def initialise(model: WanModel) -> None:
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     with torch.no_grad():
-        for block in model.blocks:
+        for block in cast(list[Block], model.blocks):
             block.modulation.zero_()
             block.modulation[:, [2, 5]] = 1.0
-            for layer in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
+            for layer in (block.self_attn.o, block.cross_attn.o, cast(nn.Linear, block.ffn[2])):
                 layer.weight.mul_(0.3)
-    nn.init.normal_(model.time_projection[1].weight, std=0.02)
-    nn.init.normal_(model.time_embedding[0].weight, std=0.05)
+    nn.init.normal_(cast(nn.Linear, model.time_projection[1]).weight, std=0.02)
+    nn.init.normal_(cast(nn.Linear, model.time_embedding[0]).weight, std=0.05)
     nn.init.zeros_(model.head.head.weight)

@@ -15,7 +15,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +169,7 @@ def inflate(vae: WanVAE) -> None:
         if name.endswith("time_conv"):
             identity = torch.eye(kernel.shape[1])
             kernel.zero_()
-            module.bias.zero_()
+            cast(Tensor, module.bias).zero_()
             if kernel.shape[0] == 2 * kernel.shape[1]:
                 kernel[:, :, -1, 0, 0] = torch.cat([identity, identity])
             else:
@@ -177,9 +177,9 @@ def inflate(vae: WanVAE) -> None:
         elif kernel.shape[2] == 3:
             nn.init.kaiming_normal_(kernel[:, :, -1], nonlinearity="linear")
             kernel[:, :, :-1] = 0
-            module.bias.zero_()
+            cast(Tensor, module.bias).zero_()
     vae.conv2.weight.copy_(torch.diag(1 / torch.tensor(vae.config.std))[:, :, None, None, None])
-    vae.conv2.bias.zero_()
+    cast(Tensor, vae.conv2.bias).zero_()
 
 
 def _pool(recipe: Recipe, folder: Path) -> Tensor:

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+import riverrun.weights
+from riverrun.bench.adherence import Rig, held_out_scenes
+from riverrun.train.captions import build_tokenizer
+from riverrun.train.measure import count_colours
+from riverrun.train.world import render
+
+WEIGHTS = Path(riverrun.weights.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def rig():
+    return Rig()
+
+
+def test_they_show_the_asked_colour_on_unseen_captions(rig):
+    scenes = held_out_scenes(7)
+    states = rig.open(scenes)
+    first, second = rig.block(states), rig.block(states)
+    assert [len(frames) for frames in first] == [9] * 7
+    shown = [count_colours(f).shows(scene.things[0].colour) for f, scene in zip(second, scenes, strict=True)]
+    assert sum(shown) >= 6
+
+
+def test_the_vae_goes_both_ways(rig):
+    frames = render(held_out_scenes(1)[0], 9).frames
+    error = (rig.through_vae(frames).float() - frames.float()).abs().mean()
+    assert error < 12  # levels of 255
+
+
+def test_the_shipped_tokenizer_is_the_one_the_recipe_builds(rig):
+    built = build_tokenizer()
+    assert rig.encoder.tokenizer.get_vocab() == built.get_vocab()
+    text = "A HUGE crimson Sphere on the beach at midnight!"
+    ids = built.encode(text).ids
+    assert rig.encoder.tokenizer(text)["input_ids"] == ids[: ids.index(1) + 1]
+
+
+def test_they_are_small_and_each_has_a_card():
+    files = sorted(WEIGHTS.glob("world-*.safetensors"))
+    assert [file.stem for file in files] == ["world-dit", "world-text", "world-vae"]
+    assert all(file.with_suffix(".md").is_file() and file.with_suffix(".json").is_file() for file in files)
+    assert sum(file.stat().st_size for file in files) <= 20e6
