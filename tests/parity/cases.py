@@ -15,13 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """One fixture. meta: its JSON. Tensors are found by their full names: "w/…", "in/…", "out/…"."""
+    """One fixture. meta: its JSON. Tensors are found by their full names: "w/…", "in/…", "out/…".
+
+    folder: where it lies, for fixtures that name another.
+    """
 
     method: str
     kind: str
     name: str
     meta: dict[str, Any]
     loaded: dict[str, Tensor]
+    folder: Path
 
     @classmethod
     def read(cls, path: Path) -> Case:
@@ -30,7 +34,7 @@ class Case:
         own = path.with_suffix(".safetensors")
         files = {own, *(path.parent / name for name in meta.get("weights", ()))}
         loaded = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
-        return cls(meta["method"], meta["kind"], path.stem, meta, loaded)
+        return cls(meta["method"], meta["kind"], path.stem, meta, loaded, path.parent)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.loaded[name]

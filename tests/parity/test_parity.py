@@ -15,10 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from riverrun.tests.parity import longlive, wan
+from riverrun.tests.parity import ca2vdm, infvsr, longlive, vidgpt, wan
 from riverrun.tests.parity.cases import Case
 
-REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {**longlive.REPLAYS, **wan.REPLAYS}
+REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {
+    **ca2vdm.REPLAYS,
+    **infvsr.REPLAYS,
+    **longlive.REPLAYS,
+    **vidgpt.REPLAYS,
+    **wan.REPLAYS,
+}
 METHODS = {method for method, _ in REPLAYS}
 DATA = {"weights", "stream_images"}  # kinds that only hold tensors for other cases
 OWN = Path(__file__).parents[1] / "fixtures"
