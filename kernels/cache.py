@@ -283,11 +283,15 @@ def _page_table(spec: CacheSpec, policy: PlannedPolicy) -> tuple[list[list[int]]
 
 
 @contextmanager
-def calling(caches: Sequence[KVCache], starts: Sequence[int], new: int) -> Iterator[None]:
-    """One call on several sessions' caches: begun here, committed at the end, rolled back if anything fails."""
+def calling(caches: Sequence[KVCache], starts: Sequence[int], new: int | Sequence[int]) -> Iterator[None]:
+    """One call on several sessions' caches: begun here, committed at the end, rolled back if anything fails.
+
+    new: rows of each session, one number if all bring as many.
+    """
+    counts = [new] * len(caches) if isinstance(new, int) else new
     try:
-        for cache, start in zip(caches, starts, strict=True):
-            cache.begin(start, new)
+        for cache, start, count in zip(caches, starts, counts, strict=True):
+            cache.begin(start, count)
         yield
     except BaseException:
         for cache in caches:

@@ -90,6 +90,20 @@ def test_a_draft_is_taken_back() -> None:
         cache.truncate(9)
 
 
+@pytest.mark.parametrize("chosen", [[], [5, 6], [5, 8, 9], [7, 10]])
+def test_one_of_several_drafts_is_adopted(chosen: list[int]) -> None:
+    cache = KVCache(SPEC, Full(64))
+    append(cache, 0, 5)
+    append(cache, 5, 6)
+    cache.adopt(5, chosen)
+    for layer in range(2):
+        assert positions(cache, layer) == [0, 1, 2, 3, 4, *chosen]
+    assert cache.cursor == 5 + len(chosen)
+    append(cache, cache.cursor, 2)
+    with pytest.raises(ValueError, match="can truncate to"):
+        cache.adopt(-1, [])
+
+
 def test_the_oldest_rows_are_let_go_between_calls() -> None:
     cache = KVCache(SPEC, Full(16))
     for start, new in ((0, 8), (8, 5)):
