@@ -44,8 +44,7 @@ class JacobiBlocks:
     """Lossless greedy decoding, `blocks` blocks at a time.
 
     spawn: share of the last block that must be settled before another is guessed behind it.
-    pool: predictions remembered
-    for recycling, 0 for none.
+    pool: predictions remembered for recycling, 0 for none.
     """
 
     lag = 1

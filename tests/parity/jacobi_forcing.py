@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
 from riverrun.models.text.decoding import TextStream, decode, text_cache
 from riverrun.models.text.jacobi import JacobiBlock, JacobiSliding
 from riverrun.models.text.jacobi_blocks import JacobiBlocks
+from riverrun.models.text.jacobi_training import (
+    PackedPairs,
+    jacobi_losses,
+    nearest_state,
+    noise_schedule,
+    packed_logits,
+)
 from riverrun.models.text.packed import Rows
 from riverrun.models.text.sampling import SeededChance
 from riverrun.tests.parity.cases import Case
@@ -180,7 +188,44 @@ def multiblock(case: Case) -> None:
     compare_cache(case, stream)
 
 
+@torch.enable_grad()
+def train_loss(case: Case) -> None:
+    meta = case.meta
+    model = language_model(case)
+    raw = PackedPairs(case["in/packed_ids"], meta["prompt_len"], meta["block_len"])
+    packed = raw.padded(meta["eos"], meta["pad"])
+    assert packed.pairs == meta["num_pairs"]
+    assert torch.equal(packed.ids, case["out/input_ids_after_eos_padding"])
+    assert torch.equal(packed.positions(), case["out/position_ids"])
+    assert torch.equal(packed.mask(), case["out/attention_mask"].bool())
+    logits = packed_logits(model, packed)
+    case.close(logits, "out/logits")
+    losses = jacobi_losses(logits, packed, meta["eos"], meta["pad"])
+    case.close(losses.ar.reshape(1), "out/loss_ar_times10")
+    case.close(losses.consistency.reshape(1), "out/loss_consistency")
+    case.close(losses.total.reshape(1), "out/loss_total")
+    losses.total.backward()
+    norms = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
+    expected = meta.get("grad_norms", {})
+    assert norms.keys() >= expected.keys()
+    for name, norm in expected.items():
+        assert norms[name] == pytest.approx(norm, rel=1e-3), name
+
+
+def pack_progressive(case: Case) -> None:
+    meta = case.meta
+    schedule = noise_schedule(meta["window"], meta["min_ratio"], meta["max_ratio"])
+    for item in meta["items"]:
+        trajectory = item["trajectory"]
+        chosen = nearest_state(trajectory, schedule[item["itr"] % len(schedule)])
+        assert chosen == item["k_j"]
+        pair = (trajectory[chosen], trajectory[-1])
+        assert PackedPairs.of([0], [pair]).ids[1:].tolist() == item["pair"]
+
+
 REPLAYS = {
+    ("jacobi_forcing", "train_loss"): train_loss,
+    ("jacobi_forcing", "pack_progressive"): pack_progressive,
     ("jacobi_forcing", "multiblock"): multiblock,
     ("jacobi_forcing", "greedy"): greedy,
     ("jacobi_forcing", "engine_greedy"): engine,

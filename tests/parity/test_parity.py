@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from riverrun.tests.parity import ca2vdm, infvsr, longlive, vidgpt, wan
+from riverrun.tests.parity import ca2vdm, infvsr, jacobi_forcing, longlive, vidgpt, wan, wedlm
 from riverrun.tests.parity.cases import Case
 
 REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {
     **ca2vdm.REPLAYS,
     **infvsr.REPLAYS,
+    **jacobi_forcing.REPLAYS,
     **longlive.REPLAYS,
     **vidgpt.REPLAYS,
     **wan.REPLAYS,
+    **wedlm.REPLAYS,
 }
 METHODS = {method for method, _ in REPLAYS}
 DATA = {"weights", "stream_images"}  # kinds that only hold tensors for other cases
