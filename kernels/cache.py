@@ -263,7 +263,7 @@ class KVCache:
 
     def _physical(self, layer: int, start: int, stop: int) -> Tensor:
         slots = torch.arange(start, stop, device=self.k.device)
-        pages = torch.tensor(self.table[layer], device=self.k.device)
+        pages = torch.tensor(self.table[layer], dtype=torch.int64, device=self.k.device)
         return pages[slots // self.spec.page] * self.spec.page + slots % self.spec.page
 
     def _evict(self, layer: int, keep: int, evict: int) -> None:
