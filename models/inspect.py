@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from riverrun.models.base import BadRequest
+from riverrun.models.generation.ca2vdm_net import CausalSTDiT2
+from riverrun.models.generation.ca2vdm_sizes import CHUNK, PAST, clip_session, infer_stdit
 from riverrun.models.key_forms import dit_keys, umt5_keys, vae_keys
 from riverrun.models.text.umt5 import umt5_config
 from riverrun.models.wan.dit import WanModel
@@ -39,7 +41,7 @@ LICENCES = {
 class Inspection:
     """What was found.
 
-    what: "wan-dit", "wan-vae", "umt5", "lora" or "unknown". form: whose key names ("original", "diffusers",
+    what: "wan-dit", "wan-vae", "umt5", "stdit", "lora" or "unknown". form: whose key names ("original", "diffusers",
     "transformers", "peft"). name: in words. config: sizes read from the shapes. misfit: what keeps it from loading.
     licence: None if not known. session: bytes of one session at (height, width), None where that has no meaning.
     """
@@ -105,6 +107,8 @@ def inspect_checkpoint(source: str | Path, height: int = 480, width: int = 832) 
 def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
     if any(".lora_A." in key for key in tensors):
         return _lora(tensors)
+    if "x_embedder.proj.weight" in tensors:
+        return _stdit(tensors)
     if "patch_embedding.weight" in tensors:
         return _dit(tensors, height, width)
     if "decoder.conv1.weight" in tensors or "decoder.conv_in.weight" in tensors:
@@ -151,6 +155,21 @@ def _umt5(tensors: Mapping[str, Tensor]) -> _Kind:
     sizes = {name: getattr(config, name) for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers")}
     name = f"UMT5 prompt encoder, {config.num_layers} layers"
     return _Kind("umt5", form, name, sizes | {"num_heads": config.num_heads}, misfit(expected, named))
+
+
+def _stdit(tensors: Mapping[str, Tensor]) -> _Kind:
+    """Of Ca2-VDM and ViD-GPT; the session is of the frame size the file was trained for, in its dtype."""
+    config = infer_stdit(tensors)
+    with torch.device("meta"):
+        problem = misfit(_shapes(CausalSTDiT2(config)), tensors)
+    dtype = tensors["x_embedder.proj.weight"].dtype
+    parts = clip_session(config, dtype.itemsize, PAST + CHUNK)
+    height, width = (8 * side for side in config.latent_size)  # of Stable Diffusion's VAE
+    session = SessionBytes(height, width, str(dtype).removeprefix("torch."), parts)
+    hidden = ("position", "causality", "space_scale", "time_scale", "num_heads")  # no shape shows them
+    sizes = {name: size for name, size in dataclasses.asdict(config).items() if name not in hidden}
+    name = f"factorised video transformer (Ca2-VDM, ViD-GPT), {config.depth} layers"
+    return _Kind("stdit", "original", name, sizes, problem, session)
 
 
 def _lora(tensors: Mapping[str, Tensor]) -> _Kind:

@@ -35,6 +35,7 @@ from riverrun.models.base import (
 from riverrun.models.generation.ca2vdm_memory import FrameCaches
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig, TextEntry
 from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream, Method
+from riverrun.models.generation.ca2vdm_sizes import clip_session
 from riverrun.models.generation.ca2vdm_state import SNAPSHOT_VERSION, ClipParams, ClipState
 from riverrun.models.generation.iddpm import IDDPM
 from riverrun.models.snapshot import below, to_tensors
@@ -270,9 +271,5 @@ class ClipStage(StreamModel):
         return 2 if self.config.caption_channels and params.guidance > 1 else 1
 
     def _session_bytes(self, guidance_rows: int) -> int:
-        """Of a State between steps, its caption of full length; from shapes alone."""
-        config = self.config
-        slots = (self.policy().capacity + config.prefix_frames) * config.places
-        text = config.text_len if config.caption_channels else 0
-        keys_values = 2 * config.depth * config.hidden_size * guidance_rows * (slots + text)
-        return (keys_values + text * config.caption_channels) * self.dtype.itemsize
+        """Of a State between steps, from shapes alone."""
+        return sum(clip_session(self.config, self.dtype.itemsize, self.policy().capacity, guidance_rows).values())

@@ -18,7 +18,9 @@ from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot, 
 from riverrun.models.generation.ca2vdm import Ca2VDM
 from riverrun.models.generation.ca2vdm_memory import band_mask
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig
+from riverrun.models.generation.ca2vdm_sizes import clip_session
 from riverrun.models.generation.ca2vdm_state import ClipParams, ClipState
+from riverrun.models.generation.iddpm import IDDPM
 
 PLAIN = STDiTConfig((4, 6), hidden_size=24, depth=2, num_heads=2, table_len=7, prefix_frames=3)
 FORMS = {
@@ -324,3 +326,41 @@ def test_new_layers_leave_a_checkpoint_as_it_was() -> None:
         assert not layer.proj.weight.any()
     x = torch.randn(3, 25)
     torch.testing.assert_close(block.attn_temp_pre_merge(x), x[:, :24])
+
+
+@pytest.mark.parametrize(("captions", "millions"), [(4096, 909.7), (0, 754.9)])
+def test_the_released_size(captions: int, millions: float) -> None:
+    """Parameters and bytes of XL/2, from shapes (ca2vdm.md §9, §10)."""
+    config = dataclasses.replace(STDiTConfig(), caption_channels=captions)
+    with torch.device("meta"):
+        model = CausalSTDiT2(config)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+    parts = clip_session(config, itemsize=2, frames=25)
+    assert parts["temporal cache"] / 2**30 == 0.76904296875  # the paper's, whose cache has no room for the chunk
+    assert (parts["temporal cache"] + parts["prefix cache"]) / 2**30 == 0.861328125
+
+
+@pytest.mark.parametrize("form", ["plain", "text"])
+def test_half_precision(folder: Path, form: str) -> None:
+    model = load(folder, form, dtype="bfloat16")
+    state = start(model, guidance=2.0)
+    chunk = run(model, state, 4)[-1]
+    assert chunk.dtype == np.float32
+    assert np.isfinite(chunk).all()
+    assert_twin_agrees(model, state, steps=3)
+
+
+def test_the_bound_trains_the_variance_only() -> None:
+    """Frames that were given carry no loss and get no gradient from it; the bound's means are detached."""
+    torch.manual_seed(0)
+    x0, noise = torch.randn(2, 4, 2, 5, 3, 3)
+    out = torch.randn(4, 4, 5, 3, 3, requires_grad=True)
+    step, mask = torch.tensor([0, 5, 500, 999]), torch.tensor([[False, False, True, True, True]]).expand(4, -1)
+    diffusion = IDDPM(1000)
+    loss = diffusion.loss(x0, diffusion.q_sample(x0, step, noise), out, noise, step, mask)
+    (gradient,) = torch.autograd.grad(loss.vb.sum(), out)
+    assert not gradient[:, :2].any()
+    assert gradient[:, 2:, 2:].abs().sum() > 0
+    assert not gradient[:, :, :2].any()
+    assert loss.total.shape == (4,)
+    assert torch.isfinite(loss.total).all()

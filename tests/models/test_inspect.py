@@ -30,6 +30,8 @@ def weights(case: str, prefix: str = "w/") -> dict[str, Tensor]:
         ("wan/wan_dit_diffusers", "wan-dit", "diffusers", {"dim": 40, "num_layers": 2, "ffn_dim": 80}),
         ("wan/wan_vae", "wan-vae", "original", {"dim": 3, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}),
         ("longlive/vae_stream", "wan-vae", "original", {"dim_mult": (1, 2, 2, 2), "num_res_blocks": 1, "z_dim": 16}),
+        ("ca2vdm/ca2_notext_weights", "stdit", "original", {"hidden_size": 32, "table_len": 11, "caption_channels": 0}),
+        ("vidgpt/vidgpt_weights", "stdit", "original", {"latent_size": (4, 4), "depth": 2, "text_len": 7}),
         ("wan/wan_umt5", "umt5", "original", {"vocab_size": 60, "d_model": 32, "d_kv": 6, "num_heads": 4}),
     ],
 )
