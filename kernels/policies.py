@@ -93,7 +93,6 @@ class SinkWindow:
 
     Appending beyond capacity evicts the oldest slots behind the sink, just as many as are needed. Overwriting never
     touches the sink, unless the stream is at its start or `rewrite_sink` is given (LongLive's global_sink false).
-    sink 0 and a capacity of whole chunks is InfVSR's "previous N chunks".
     """
 
     capacity: int

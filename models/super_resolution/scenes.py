@@ -22,15 +22,15 @@ FIRST, NEXT = 9, 12
 
 @cache
 def _divisions() -> tuple[np.ndarray, np.ndarray]:
-    """OpenCV's fixed-point tables of 255 / i and 30 / i, 12 fractional bits, int64 [256]; 0 at i = 0."""
+    """OpenCV's fixed-point tables of 255 / i and 30 / i, 12 fractional bits, int32 [256]; 0 at i = 0."""
     steps = np.arange(1, 256)
-    saturation, hue = (np.rint((top << 12) / (unit * steps)).astype(np.int64) for top, unit in ((255, 1), (180, 6)))
-    return np.concatenate([[0], saturation]), np.concatenate([[0], hue])
+    saturation, hue = (np.rint((top << 12) / (unit * steps)).astype(np.int32) for top, unit in ((255, 1), (180, 6)))
+    return np.append(np.int32(0), saturation), np.append(np.int32(0), hue)
 
 
 def hsv(rgb: np.ndarray) -> np.ndarray:
     """uint8 RGB [..., 3] -> OpenCV's 8-bit HSV [..., 3], hue in 0..179."""
-    r, g, b = (rgb[..., i].astype(np.int64) for i in range(3))
+    r, g, b = (rgb[..., i].astype(np.int32) for i in range(3))
     value = np.maximum(np.maximum(r, g), b)
     spread = value - np.minimum(np.minimum(r, g), b)
     by_value, by_spread = _divisions()

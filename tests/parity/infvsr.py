@@ -90,36 +90,36 @@ def guidance(sizes: dict[str, Any], weights: dict[str, Tensor]) -> VisualGuidanc
     return model.eval()
 
 
-def compare_cache(case: Case, scene: Scene, number: int) -> None:
-    for layer, length in enumerate(scene.cache.lengths):
+def compare_caches(case: Case, scenes: list[Scene], number: int) -> None:
+    for layer, length in enumerate(scenes[0].cache.lengths):
         for part in ("k", "v"):
-            rows = scene.cache.slots(part, layer)[:, :length].flatten(2)
+            rows = torch.cat([scene.cache.slots(part, layer)[:, :length].flatten(2) for scene in scenes])
             case.close_if_there(rows, f"out/cache_{part}/{number}/layer{layer}")
 
 
 def dit_stream(case: Case) -> None:
-    """Chunk by chunk; a far start without a cache; and the whole stream under the band mask."""
-    meta = case.meta
-    context = case["in/context"]
+    """Chunk by chunk; a far start without a cache; and the whole stream under the band mask. A row is a session."""
+    meta, context = case.meta, case["in/context"]
     model = dit(meta["config"], case.tensors("w/"), context.shape[1])
-    entry = TextEntry(*model.text_keys_values(model.embed_text(context)))
-    restorer = Restorer(model, timestep=float(case["in/timestep"][0]), sigma=meta["sigma"], chunk=max(meta["chunks"]))
-    latents = [case[f"in/latents/{i}"].transpose(1, 2) for i in range(len(meta["chunks"]))]  # (1, F, C, H, W)
-    size = latents[0].shape[-2:]
-    scene = restorer.open(size)
+    latents = [case[f"in/latents/{i}"].transpose(1, 2) for i in range(len(meta["chunks"]))]  # (B, F, C, H, W)
+    batch, size, timestep = len(latents[0]), latents[0].shape[-2:], float(case["in/timestep"][0])
+    contexts = context.expand(batch, -1, -1).split(1)
+    entries = [TextEntry(*model.text_keys_values(model.embed_text(row))) for row in contexts]
+    restorer = Restorer(model, timestep=timestep, sigma=meta["sigma"], chunk=max(meta["chunks"]))
+    scenes = [restorer.open(size) for _ in entries]
     for i, chunk in enumerate(latents):
-        restored, flow = restorer.call([scene], [entry], chunk)
-        case.close(flow.transpose(1, 2), f"out/prediction/{i}")
+        restored, flow = restorer.call(scenes, entries, chunk)
+        case.close_if_there(flow.transpose(1, 2), f"out/prediction/{i}")
         case.close_if_there(restored.transpose(1, 2), f"out/restored/{i}")
-        compare_cache(case, scene, i)
+        compare_caches(case, scenes, i)
     for name in case.tensors("out/prediction_start"):
-        far = restorer.open(size, start=int(name.removesuffix("_nocache")))
-        case.close(restorer.call([far], [entry], latents[0])[1].transpose(1, 2), f"out/prediction_start{name}")
+        far = [restorer.open(size, start=int(name.removesuffix("_nocache"))) for _ in entries]
+        case.close(restorer.call(far, entries, latents[0])[1].transpose(1, 2), f"out/prediction_start{name}")
     _, rows, columns = model.config.patch_size
     band = BandMemory(model.config, meta["chunks"], (size[0] // rows, size[1] // columns))
     whole = torch.cat(latents, dim=1)
-    times = torch.full(whole.shape[:2], float(case["in/timestep"][0]))
-    flow = model(whole.transpose(1, 2), times, band, TextMemories([entry]))
+    times = torch.full(whole.shape[:2], timestep)
+    flow = model(whole.transpose(1, 2), times, band, TextMemories(entries))
     case.close_if_there(flow, "out/prediction_whole_banded_mask")
 
 
@@ -170,18 +170,17 @@ def scenes(case: Case) -> None:
     """The plan, when each chunk was known, every frame's score and the detector's cuts."""
     meta = case.meta
     splitter = SceneSplitter(*meta["thresholds"])
-    detector, events, plan = CutFilter(), [], []
+    detector, events, plan, scores = CutFilter(), [], [], []
     frames = case["in/frames_u8_rgb"].numpy()[: meta.get("max_frames")]
     for number, pixels in enumerate(frames):
-        score = splitter.add(Frame(pixels, number, 1, 0))
-        if "out/frame_score" in case and number < len(case["out/frame_score"]):
-            torch.testing.assert_close(score, float(case["out/frame_score"][number]), atol=1e-4, rtol=0)
-        cut = detector.cut(number, score >= meta["thresholds"][0])
+        scores.append(splitter.add(Frame(pixels, number, 1, 0)))
+        cut = detector.cut(number, scores[-1] >= meta["thresholds"][0])
         events += [] if cut is None else [[number, [cut]]]
         plan += taken(splitter)
     splitter.cut()
     plan += taken(splitter)
     assert plan == case["out/chunks"].tolist()
+    case.close_if_there(torch.tensor(scores), "out/frame_score")
     if "detector_events" in meta:
         assert events == meta["detector_events"]
 
@@ -242,6 +241,8 @@ def recorded(case: Case, folder: Path) -> Recorded:
     height, width = meta["lr_hw"]
     options = {name: meta[name] for name in ("scale", "timestep", "sigma")}
     model = Recorded(**paths, **configs, **options, height=height, width=width, max_pixels=height * width)
+    longest = max(model._latents(row["frames"], row["new_scene"]) for row in meta["plan"])
+    model.restorer.chunk = max(model.restorer.chunk, longest)
     model.case = case
     return model
 
