@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from riverrun.kernels.attention import reference_attention
 from riverrun.kernels.noise import normal
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot, parse_params
 from riverrun.models.generation.ca2vdm import Ca2VDM
+from riverrun.models.generation.ca2vdm_flops import clip_call, denoise_call, write_call
 from riverrun.models.generation.ca2vdm_memory import band_mask
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig
 from riverrun.models.generation.ca2vdm_sizes import clip_session
@@ -364,3 +367,27 @@ def test_the_bound_trains_the_variance_only() -> None:
     assert not gradient[:, :, :2].any()
     assert loss.total.shape == (4,)
     assert torch.isfinite(loss.total).all()
+
+
+@pytest.mark.parametrize("form", ["plain", "rope"])
+@pytest.mark.parametrize("given", [1, 4])
+def test_calls_cost_what_the_count_says(folder: Path, form: str, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on our network: a denoising call, a call without cache and, where nothing is shared, a write."""
+    written_out = lambda q, k, v, mask, _: reference_attention(q, k, v, mask=mask)  # noqa: E731
+    monkeypatch.setattr("riverrun.kernels.attention._sdpa", written_out)
+    model = load(folder, form)
+    config, sampler = model.config, model.sampler
+    streams = [model.open(ClipParams(), 0).stream]
+    past, x = torch.randn(1, 4, given, 4, 6), torch.randn(1, 4, 2, 4, 6)
+    sampler.write(streams, past)
+    with torch.no_grad():
+        assert counted(lambda: sampler.predict(streams, x, 500)) == denoise_call(config, given, 2).total
+        if not config.prefix_frames:  # clean frames see their own keys once, not P copies of them
+            assert counted(lambda: sampler.write(streams, x)) == write_call(config, given, 2).total
+            assert counted(lambda: sampler.recompute(past, x, 500)) == clip_call(config, given, 2).total
+
+
+def counted(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
