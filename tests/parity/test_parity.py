@@ -15,11 +15,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from riverrun.tests.parity import ca2vdm, infinitevggt, infvsr, jacobi_forcing, longlive, vidgpt, wan, wedlm
+from riverrun.tests.parity import (
+    ca2vdm,
+    easycontrol,
+    infinitevggt,
+    infvsr,
+    jacobi_forcing,
+    longlive,
+    vidgpt,
+    wan,
+    wedlm,
+)
 from riverrun.tests.parity.cases import Case
 
 REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {
     **ca2vdm.REPLAYS,
+    **easycontrol.REPLAYS,
     **infinitevggt.REPLAYS,
     **infvsr.REPLAYS,
     **jacobi_forcing.REPLAYS,
