@@ -24,8 +24,11 @@ from riverrun.models.base import BadRequest
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2
 from riverrun.models.generation.ca2vdm_sizes import CHUNK, PAST, clip_session, infer_stdit
 from riverrun.models.key_forms import dit_keys, umt5_keys, vae_keys
+from riverrun.models.super_resolution.guidance import VisualGuidance, trunk_keys
+from riverrun.models.super_resolution.infvsr import INFVSR_DIT, INFVSR_WINDOW
+from riverrun.models.super_resolution.swin import infer_swin
 from riverrun.models.text.umt5 import umt5_config
-from riverrun.models.wan.dit import WanModel
+from riverrun.models.wan.dit import WAN_1_3B, WanModel
 from riverrun.models.wan.sizes import HEAD_DIM, SessionBytes, dit_session, human, infer_dit, infer_vae, vae_session
 from riverrun.models.wan.vae import WanVAE
 from riverrun.models.weights import ADAPTER_WRAPPERS, Misfit, locate, lora_pairs, misfit, read, weight_files
@@ -41,9 +44,10 @@ LICENCES = {
 class Inspection:
     """What was found.
 
-    what: "wan-dit", "wan-vae", "umt5", "stdit", "lora" or "unknown". form: whose key names ("original", "diffusers",
-    "transformers", "peft"). name: in words. config: sizes read from the shapes. misfit: what keeps it from loading.
-    licence: None if not known. session: bytes of one session at (height, width), None where that has no meaning.
+    what: "wan-dit", "wan-vae", "umt5", "stdit", "guidance", "dape", "lora" or "unknown". form: whose key names
+    ("original", "diffusers", "transformers", "peft"). name: in words. config: sizes read from the shapes. misfit: what
+    keeps it from loading. licence: None if not known. session: bytes of one session at (height, width), None where
+    that has no meaning.
     """
 
     source: str
@@ -109,6 +113,8 @@ def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
         return _lora(tensors)
     if "x_embedder.proj.weight" in tensors:
         return _stdit(tensors)
+    if any(key.startswith("visual_encoder.") for key in tensors):
+        return _guidance(tensors)
     if "patch_embedding.weight" in tensors:
         return _dit(tensors, height, width)
     if "decoder.conv1.weight" in tensors or "decoder.conv_in.weight" in tensors:
@@ -127,8 +133,29 @@ def _dit(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
     sizes = dataclasses.asdict(config)
     for name in ("text_len", "eps", *(() if config.head_dim == HEAD_DIM else ("num_heads",))):
         del sizes[name]  # no shape shows them
-    session = dit_session(config, height, width, named["patch_embedding.weight"].dtype)
+    dtype = named["patch_embedding.weight"].dtype
+    if config.text_dim == INFVSR_DIT.text_dim:
+        config = dataclasses.replace(config, text_len=INFVSR_DIT.text_len)
+        session = dit_session(config, height, width, dtype, INFVSR_WINDOW, sink=0)
+        return _Kind("wan-dit", form, f"InfVSR restorer, {config.num_layers} layers", sizes, problem, session)
+    session = dit_session(config, height, width, dtype)
     return _Kind("wan-dit", form, f"Wan diffusion transformer, {config.num_layers} layers", sizes, problem, session)
+
+
+def _guidance(tensors: Mapping[str, Tensor]) -> _Kind:
+    """InfVSR's trunk, by itself or inside a recognise-anything file (the rest of it isn't read); or its adapter."""
+    if any(key.endswith(".lora_A") for key in tensors):
+        lonely = [key for key in tensors if not key.endswith((".qkv.lora_A", ".qkv.lora_B"))]
+        return _Kind(
+            "dape", "original", f"DAPE adapter, {len(tensors) // 2} layers", {}, Misfit(unexpected=tuple(lonely))
+        )
+    named = trunk_keys(tensors)
+    config = infer_swin({name.removeprefix("visual_encoder."): tensor for name, tensor in named.items()})
+    context = named["image_proj.weight"].shape[0] if "image_proj.weight" in named else INFVSR_DIT.text_dim
+    with torch.device("meta"):
+        problem = misfit(_shapes(VisualGuidance(config, context)), named)
+    name = f"visual guidance (Swin, {sum(config.depths)} blocks)"
+    return _Kind("guidance", "original", name, dataclasses.asdict(config), problem)
 
 
 def _vae(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
@@ -218,7 +245,7 @@ def _licence(source: str | Path, file: Path, kind: _Kind, metadata: Mapping[str,
 def _is_released(kind: _Kind) -> bool:
     sizes = kind.config
     known = {
-        "wan-dit": sizes.get("dim") in (1536, 5120),
+        "wan-dit": sizes.get("dim") in (1536, 5120) and sizes.get("text_dim") == WAN_1_3B.text_dim,
         "wan-vae": sizes.get("dim") == 96,
         "umt5": sizes.get("d_model") == 4096,
     }

@@ -3,7 +3,7 @@
 Paper: arXiv 2510.00948 (infvsr_flashvsr.md A1). Frames are upscaled bicubically, encoded by Wan's VAE, restored in
 one step of a chunk-causal transformer that looks back one chunk, and decoded. A chunk is 3 latent frames: 9 frames at
 the start of a scene, 12 afterwards. One frame goes out for every frame that came in, 15 later (a cut may be found so
-late) and in chunks. A scene cut, a new frame size or a "scene" control forgets everything that came before.
+late) and in chunks. A scene cut, a new frame size or a "new_scene" control forgets everything that came before.
 
 State (`InfVSRState`), at the released size, 480x832 out, bfloat16: cache 1.6 GiB (823 MiB of it filled between
 steps), VAE encoder and decoder 1.0 and 1.8 GiB, reference tokens and their keys 26 MiB, up to 26 frames that wait,
@@ -70,6 +70,8 @@ from riverrun.models.weights import as_tuples, float_dtype, load_strict, read, r
 
 INFVSR_DIT = dataclasses.replace(WAN_1_3B, text_dim=512, text_len=1 + SWIN_L.tokens)
 """Wan 1.3 B with a narrower context: the 145 tokens of a reference frame in place of a prompt."""
+INFVSR_WINDOW = 6
+"""Latent frames its cache has room for: the previous chunk and the current one."""
 
 
 class InfVSR(StreamModel):
@@ -128,7 +130,7 @@ class InfVSR(StreamModel):
             first_frames=FIRST,
             latency_frames=FIRST + (MIN_SCENE if params.find_scenes else 0),
             fps=self.options.fps,
-            controls=("scene",),
+            controls=("parameters",),
             frame_shape=(height * self.options.scale, width * self.options.scale),
             retained_bytes=self._session_bytes(height, width, params.find_scenes),
         )
@@ -153,9 +155,11 @@ class InfVSR(StreamModel):
             state.splitter.add(frame)
 
     def control(self, state: InfVSRState, control: Control) -> None:
-        """ "scene": the next chunk begins a new scene, whatever the frames show."""
-        if control.kind != "scene":
-            raise BadRequest(f"InfVSR takes scenes, got a control of kind {control.kind!r}")
+        """Parameters {"new_scene": true}: the next chunk begins a new scene, whatever the frames show."""
+        if control.kind != "parameters":
+            raise BadRequest(f"InfVSR takes parameters, got a control of kind {control.kind!r}")
+        if not isinstance(control.value, Mapping) or dict(control.value) != {"new_scene": True}:
+            raise BadRequest(f"parameters that can change while it runs: new_scene (true), got {control.value!r}")
         state.splitter.begin_scene()
         state.revision = control.revision
 

@@ -7,6 +7,10 @@ B pictures, R side of the token grid, W side of a window, n windows a picture, C
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +60,32 @@ class SwinConfig:
 
 
 SWIN_L = SwinConfig(384, patch_size=4, embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), window_size=12)
+
+
+def infer_swin(tensors: Mapping[str, Tensor]) -> SwinConfig:
+    """The configuration of a trunk by its tensors, under their own names; `SWIN_L` where one that tells is missing.
+
+    No shape shows img_size: the last stage is taken to be one window, as in the released trunk.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = [m for name in shapes if (m := re.fullmatch(r"layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.weight", name))]
+    blocks = Counter(int(match[1]) for match in found)
+    try:
+        embed_dim, _, patch_size, _ = shapes["patch_embed.proj.weight"]
+        tables = [shapes[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(len(blocks))]
+        windows = [(math.isqrt(rows) + 1) // 2 for rows, _ in tables]
+        hidden = shapes["layers.0.blocks.0.mlp.fc1.weight"][0]
+        return SwinConfig(
+            img_size=patch_size * windows[-1] * 2 ** (len(blocks) - 1),
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depths=tuple(blocks[i] for i in range(len(blocks))),
+            num_heads=tuple(heads for _, heads in tables),
+            window_size=windows[0],
+            mlp_ratio=hidden / embed_dim,
+        )
+    except (KeyError, IndexError, ValueError):
+        return SWIN_L
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:

@@ -168,10 +168,10 @@ def test_a_new_size_is_a_new_scene(model: InfVSR) -> None:
     assert all(np.array_equal(a.data, b.data) for a, b in zip(chunks[2:], alone, strict=True))
 
 
-def test_a_scene_control_takes_hold_at_the_next_chunk(model: InfVSR) -> None:
+def test_a_control_that_begins_a_scene_takes_hold_at_the_next_chunk(model: InfVSR) -> None:
     state = opened(model, find_scenes=False)
     feed(model, state, video(21))
-    model.control(state, Control(7, "scene"))
+    model.control(state, Control(7, "parameters", {"new_scene": True}))
     (chunk,) = feed(model, state, video(9, seed=2))
     assert (chunk.frames, chunk.revision) == (9, 7)
     fresh = opened(model, find_scenes=False)
@@ -316,8 +316,11 @@ def test_wrong_params_controls_and_steps(model: InfVSR) -> None:
     with pytest.raises(BadRequest, match="must be at least 1, got 0 x 14"):
         opened(model, height=0)
     state = opened(model)
-    with pytest.raises(BadRequest, match="takes scenes, got a control of kind 'prompt'"):
+    with pytest.raises(BadRequest, match="takes parameters, got a control of kind 'prompt'"):
         model.control(state, Control(1, "prompt", "x"))
+    for value in (None, {"new_scene": False}, {"new_scene": True, "scale": 2}):
+        with pytest.raises(BadRequest, match=r"can change while it runs: new_scene \(true\), got"):
+            model.control(state, Control(1, "parameters", value))
     with pytest.raises(BadRequest, match=r"1 session.s. wait for more frames"):
         model.step([state])
 
