@@ -42,7 +42,6 @@ from riverrun.models.base import (
     parse_params,
 )
 from riverrun.models.geometry import poses
-from riverrun.models.geometry.camera import ITERATIONS
 from riverrun.models.geometry.infinitevggt_state import (
     SNAPSHOT_VERSION,
     InfiniteVGGTParams,
@@ -246,7 +245,8 @@ class InfiniteVGGT(StreamModel):
         self, params: InfiniteVGGTParams, height: int, width: int, device: torch.device | str
     ) -> GeometryStream:
         policy = DiverseKeys(params.total_budget, self.config.depth, self.config.tokens(height, width))
-        window = SinkWindow(ITERATIONS * params.camera_frames, sink=ITERATIONS)
+        rows = self.config.camera_iterations  # of one frame
+        window = SinkWindow(rows * params.camera_frames, sink=rows)
         return GeometryStream.fresh(
             self.model.token_cache(policy, self.dtype, device), self.model.pose_cache(window, device)
         )

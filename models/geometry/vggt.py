@@ -48,6 +48,7 @@ class VGGTConfig:
     camera_depth: int = 4
     camera_heads: int = 16
     camera_mlp_ratio: float = 4.0
+    camera_iterations: int = 4
     dpt_features: int = 256
     dpt_channels: tuple[int, ...] = (256, 512, 1024, 1024)
     dpt_layers: tuple[int, ...] = (4, 11, 17, 23)
@@ -96,7 +97,9 @@ class VGGT(nn.Module):
         self.config = c = config
         embedder = DinoEmbedder(c.image, c.patch, c.dim, c.dino_depth, c.dino_heads, c.dino_mlp_ratio, c.dino_registers)
         self.aggregator = Aggregator(embedder, c.dim, c.depth, c.heads, c.mlp_ratio, c.registers, c.rope_theta)
-        self.camera_head = CameraHead(2 * c.dim, c.camera_depth, c.camera_heads, c.camera_mlp_ratio)
+        self.camera_head = CameraHead(
+            2 * c.dim, c.camera_depth, c.camera_heads, c.camera_mlp_ratio, c.camera_iterations
+        )
         self.point_head = DPTHead(2 * c.dim, c.dpt_channels, c.dpt_features, 4, "inv_log")
         self.depth_head = DPTHead(2 * c.dim, c.dpt_channels, c.dpt_features, 2, "exp")
         if c.track is not None:

@@ -6,7 +6,6 @@ import io
 import json
 import re
 from dataclasses import astuple, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import DiverseKeys, Full, PlannedPolicy, adaptive_budgets, diverse_rows
 from riverrun.models.geometry import dpt, metrics, poses
-from riverrun.models.geometry.camera import ITERATIONS
 from riverrun.models.geometry.layers import turned
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import network_size, prepare, prepare_all
@@ -30,7 +28,7 @@ from riverrun.tests.parity.cases import Case
 def build(case: Case) -> VGGT:
     """The model of a case, with the parts it has weights for."""
     meta, weights = case.meta["config"], case.tensors("w/")
-    assert meta["cam_iterations"] == ITERATIONS
+    has_tracker = any(name.startswith("track_head.") for name in weights)
     config = VGGTConfig(
         image=meta["img_size"],
         patch=meta["patch_size"],
@@ -43,20 +41,25 @@ def build(case: Case) -> VGGT:
         dino_depth=meta["dino_depth"],
         dino_heads=meta["dino_heads"],
         dino_mlp_ratio=meta["dino_mlp_ratio"],
+        dino_registers=weights["aggregator.patch_embed.register_tokens"].shape[1],
         camera_depth=meta["cam_trunk_depth"],
         camera_heads=meta["cam_heads"],
         camera_mlp_ratio=meta["cam_mlp_ratio"],
+        camera_iterations=meta["cam_iterations"],
         dpt_features=meta["dpt_features"],
         dpt_channels=tuple(meta["dpt_out_channels"]),
         dpt_layers=tuple(meta["dpt_layers"]),
-        track=track_config(case.meta["track"]) if "track" in case.meta else None,
+        track=track_config(case) if has_tracker else None,
     )
     model = VGGT(config)
     load_strict(model, weights)
     return model.eval()
 
 
-def track_config(meta: dict[str, Any]) -> TrackConfig:
+def track_config(case: Case) -> TrackConfig:
+    """From the case, or the JSON of the file that holds the tracker's weights."""
+    others = (json.loads((case.folder / name).with_suffix(".json").read_text()) for name in case.meta["weights"])
+    meta = next(found["track"] for found in (case.meta, *others) if "track" in found)
     return TrackConfig(
         features=meta["features"],
         iterations=meta["iters"],
@@ -107,18 +110,18 @@ class Ids:
 def open_stream(model: VGGT, total: int | None, frames: Tensor) -> GeometryStream:
     tokens = model.config.tokens(*frames.shape[2:])
     policy: PlannedPolicy = Full(len(frames) * tokens)
+    rows = model.config.camera_iterations * len(frames)
     if total is not None:
         policy = RecordingKeys(total, model.config.depth, tokens)
-    return GeometryStream.fresh(
-        model.token_cache(policy, torch.float32, "cpu"), model.pose_cache(Full(ITERATIONS * len(frames)), "cpu")
-    )
+    return GeometryStream.fresh(model.token_cache(policy, torch.float32, "cpu"), model.pose_cache(Full(rows), "cpu"))
 
 
 def stream(case: Case) -> None:
     """stream_unbounded, stream_bounded: frame by frame, all that is kept and all that is said."""
     model, frames = build(case), images(case)
     assert model.config.tokens(*frames.shape[2:]) == case.meta["tokens_per_frame"]
-    opened = open_stream(model, case.meta.get("total_budget"), frames)
+    is_bounded = case.kind == "stream_bounded"
+    opened = open_stream(model, case.meta["total_budget"] if is_bounded else None, frames)
     ids, pairs = Ids(model.config.depth, model.config.heads), range(model.config.depth)
     results: list[Geometry] = []
     for t, frame in enumerate(frames.split(1)):
@@ -208,7 +211,7 @@ def fill(case: Case, opened: GeometryStream, t: int) -> None:
             for part in ("k", "v")
         }
         lengths = [layer.shape[1] for layer in rows["k"]]
-        new = ITERATIONS if cache is opened.poses else case["out/state_f0/k_l0"].shape[2]
+        new = case.meta["config"]["cam_iterations"] if cache is opened.poses else case["out/state_f0/k_l0"].shape[2]
         filled = meta | {"cursor": (t + 1) * new, "lengths": lengths}
         cache.restore(filled, {part: torch.cat(layers, dim=1) for part, layers in rows.items()})
 
@@ -284,7 +287,7 @@ def batch_causal(case: Case) -> None:
     }
     for name, value in found.items():
         case.close_if_there(value, f"out/{name}")
-    if "in/query_points" in case:
+    if "in/query_points" in case and model.config.track:
         compare_tracks(case, model, result)
 
 
@@ -295,8 +298,8 @@ def compare_tracks(case: Case, model: VGGT, result: Geometry) -> None:
     tracks, seen, sure = model.track(case["in/images"], result.pairs, case["in/query_points"])
     for number, (found, expected) in enumerate(zip(tracks, case["out/track_iterations"], strict=True)):
         torch.testing.assert_close(found, expected, atol=1e-3 if number < 2 else 3e-2, rtol=1e-4)
-    torch.testing.assert_close(seen, case["out/vis"], atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(sure, case["out/track_conf"], atol=1e-3, rtol=1e-3)
+    for head, name in ((seen, "vis"), (sure, "track_conf")):
+        torch.testing.assert_close(head, case[f"out/{name}"], atol=1e-3 if len(tracks) < 3 else 3e-2, rtol=1e-3)
 
 
 def pose_unproject(case: Case) -> None:
