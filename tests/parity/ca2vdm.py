@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -84,7 +84,7 @@ class RecordingSampler(ChunkSampler):
     writes = 0
     calls = 0
 
-    def _call(self, streams: list[ClipStream], rows: Tensor, t: int, clean: bool) -> Tensor:
+    def _call(self, streams: Sequence[ClipStream], rows: Tensor, t: int, clean: bool) -> Tensor:
         if clean:
             self.before_write(streams, rows)
         out = super()._call(streams, rows, t, clean)
@@ -101,7 +101,7 @@ class RecordingSampler(ChunkSampler):
         self.calls = (self.calls + 1) % self.diffusion.steps
         return out
 
-    def before_write(self, streams: list[ClipStream], rows: Tensor) -> None:
+    def before_write(self, streams: Sequence[ClipStream], rows: Tensor) -> None:
         self.case.close_if_there(rows[:: len(rows) // len(streams)], f"out/write{self.writes}/latents_written")
         expected = self.case.meta["writes"][self.writes]
         caches = streams[0].caches
@@ -111,7 +111,7 @@ class RecordingSampler(ChunkSampler):
             memory = CachedFrames(self.model.config, [caches], rows.shape[2], clean=True)
             assert memory.rows[0].tolist() == expected["tpe_ids"]
 
-    def after_write(self, streams: list[ClipStream]) -> None:
+    def after_write(self, streams: Sequence[ClipStream]) -> None:
         expected, past = self.case.meta["writes"][self.writes], self.case.meta["kv_cache_max_seqlen"]
         caches = [stream.caches for stream in streams]
         held = min(caches[0].temporal.lengths[0], past)
