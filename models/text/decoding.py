@@ -19,7 +19,7 @@ from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import Full
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.packed import Rows, feed
-from riverrun.models.text.sampling import Chance
+from riverrun.models.text.sampling import Chance, filtered
 
 PREFILL = 512
 """Prompt tokens a session feeds in one forward: bounds the mask and the activations of long prompts."""
@@ -69,6 +69,13 @@ class TextStream:
     def settle(self) -> None:
         """Takes rows that are no part of the text out of the cache."""
         self.cache.truncate(min(self.cache.cursor, len(self.ids) - self.decoder.lag))
+
+    def cut(self, length: int) -> None:
+        """Ends the text after so many tokens of it, if it is longer."""
+        if len(self.ids) >= length:
+            del self.ids[length:]
+            self.is_ended = True
+            self.settle()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends verified tokens up to the first that stops the text, that one included, and ends there."""
@@ -146,16 +153,19 @@ def _unfed(stream: TextStream) -> Rows | None:
 
 def text_cache(model: CausalLM, capacity: int) -> KVCache:
     """An empty cache for texts of up to `capacity` tokens, drafts included; keys are rotated."""
-    config = model.config
-    spec = CacheSpec(
-        "text",
-        config.num_hidden_layers,
-        config.num_key_value_heads,
-        config.head_dim,
-        "rotated",
-        page=min(capacity, 256),
-    )
-    return KVCache(spec, Full(capacity), model.dtype, model.device)
+    return KVCache(_spec(model, capacity), Full(capacity), model.dtype, model.device)
+
+
+def cache_bytes(model: CausalLM, capacity: int) -> int:
+    """Of such a cache."""
+    page = _spec(model, capacity).page
+    return model.config.kv_bytes(-(-capacity // page) * page, model.dtype)
+
+
+def _spec(model: CausalLM, capacity: int) -> CacheSpec:
+    sizes = model.config
+    shape = (sizes.num_hidden_layers, sizes.num_key_value_heads, sizes.head_dim)
+    return CacheSpec("text", *shape, "rotated", page=min(capacity, 256))
 
 
 @dataclass
@@ -164,13 +174,15 @@ class NoWork:
 
 
 class Autoregressive:
-    """One token a forward: the most probable, or one drawn at `temperature`."""
+    """One token a forward: the most probable, or one drawn at `temperature`, then filtered."""
 
     lag = 1
     reach = 1
 
-    def __init__(self, stop_ids: frozenset[int] = frozenset(), temperature: float = 0.0) -> None:
-        self.stop_ids, self.temperature = stop_ids, temperature
+    def __init__(
+        self, stop_ids: frozenset[int] = frozenset(), temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+    ) -> None:
+        self.stop_ids, self.temperature, self.top_k, self.top_p = stop_ids, temperature, top_k, top_p
 
     def open(self) -> NoWork:
         return NoWork()
@@ -181,4 +193,5 @@ class Autoregressive:
     def accept(self, stream: TextStream, logits: Tensor) -> None:
         if self.temperature == 0:
             return stream.extend([int(logits[0].argmax())])
-        stream.extend([stream.chance.sample(torch.softmax(logits[0] / self.temperature, -1))])
+        share = torch.softmax(filtered(logits / self.temperature, self.top_k, self.top_p), -1)[0]
+        stream.extend([stream.chance.sample(share)])
