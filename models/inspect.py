@@ -137,6 +137,8 @@ def _dit(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
     if config.text_dim == INFVSR_DIT.text_dim:
         config = dataclasses.replace(config, text_len=INFVSR_DIT.text_len)
         session = dit_session(config, height, width, dtype, INFVSR_WINDOW, sink=0)
+        parts = {name: size for name, size in session.parts.items() if name != "clean latents"}  # it recaches nothing
+        session = dataclasses.replace(session, parts=parts)
         return _Kind("wan-dit", form, f"InfVSR restorer, {config.num_layers} layers", sizes, problem, session)
     session = dit_session(config, height, width, dtype)
     return _Kind("wan-dit", form, f"Wan diffusion transformer, {config.num_layers} layers", sizes, problem, session)
