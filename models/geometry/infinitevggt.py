@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riverrun.kernels.policies import DiverseKeys, SinkWindow, smallest_total
+from riverrun.kernels.policies import smallest_total
 from riverrun.models.base import (
     BadRequest,
     Chunk,
@@ -51,7 +51,7 @@ from riverrun.models.geometry.infinitevggt_state import (
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import Fit, network_size, prepare
 from riverrun.models.geometry.tracker import TrackConfig
-from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig
+from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig, rolling_stream
 from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.weights import as_tuples, float_dtype, load_strict, read
 
@@ -106,7 +106,7 @@ class InfiniteVGGT(StreamModel):
     def describe(self, params: InfiniteVGGTParams) -> Description:
         known = None if params.height is None else self._network_size(params, (params.height, cast(int, params.width)))
         height, width = known or (self.config.image, self.config.image)
-        stream = self._stream(params, height, width, "meta")
+        stream = self._stream(params, (height, width), "meta")
         return Description(
             inputs=(Port("frames", Kind.FRAMES),),
             outputs=(
@@ -239,17 +239,10 @@ class InfiniteVGGT(StreamModel):
                 f"total_budget must be at least {least}, so that each of {self.config.depth} layers can hold the first "
                 f"frame's {tokens} tokens, got {state.params.total_budget}"
             )
-        state.size, state.stream = size, self._stream(state.params, height, width, self.device)
+        state.size, state.stream = size, self._stream(state.params, (height, width), self.device)
 
-    def _stream(
-        self, params: InfiniteVGGTParams, height: int, width: int, device: torch.device | str
-    ) -> GeometryStream:
-        policy = DiverseKeys(params.total_budget, self.config.depth, self.config.tokens(height, width))
-        rows = self.config.camera_iterations  # of one frame
-        window = SinkWindow(rows * params.camera_frames, sink=rows)
-        return GeometryStream.fresh(
-            self.model.token_cache(policy, self.dtype, device), self.model.pose_cache(window, device)
-        )
+    def _stream(self, params: InfiniteVGGTParams, size: tuple[int, int], device: torch.device | str) -> GeometryStream:
+        return rolling_stream(self.config, size, params.total_budget, params.camera_frames, self.dtype, device)
 
 
 def vggt_sizes(path: str | None) -> VGGTConfig:

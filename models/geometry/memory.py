@@ -29,10 +29,6 @@ class GeometryStream:
     poses: KVCache
     scores: Tensor
 
-    @classmethod
-    def fresh(cls, tokens: KVCache, poses: KVCache) -> GeometryStream:
-        return cls(tokens, poses, torch.zeros(tokens.spec.layers))
-
     @property
     def nbytes(self) -> int:
         return self.tokens.nbytes + self.poses.nbytes + self.scores.nbytes

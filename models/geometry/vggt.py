@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from riverrun.kernels.cache import CacheSpec, KVCache
-from riverrun.kernels.policies import PlannedPolicy
+from riverrun.kernels.policies import DiverseKeys, PlannedPolicy, SinkWindow
 from riverrun.models.geometry.aggregator import Aggregator
 from riverrun.models.geometry.camera import CameraHead
 from riverrun.models.geometry.dpt import DPTHead
@@ -157,10 +157,29 @@ class VGGT(nn.Module):
         kept = {layer: pairs[layer] for layer in wanted}
         return Geometry(poses, depth[..., 0], depth_confidence, where, confidence, kept)
 
-    def token_cache(self, policy: PlannedPolicy, dtype: torch.dtype, device: torch.device | str) -> KVCache:
-        """An empty memory of the global blocks."""
-        return KVCache(self.config.token_spec(), policy, dtype, device)
 
-    def pose_cache(self, policy: PlannedPolicy, device: torch.device | str) -> KVCache:
-        """An empty memory of the camera trunk, float32 as that head."""
-        return KVCache(self.config.pose_spec(policy.capacity), policy, torch.float32, device)
+def open_stream(
+    config: VGGTConfig,
+    tokens: PlannedPolicy,
+    poses: PlannedPolicy,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> GeometryStream:
+    """An empty memory under these policies. dtype: of the global blocks' cache; the camera trunk's is float32."""
+    token_cache = KVCache(config.token_spec(), tokens, dtype, device)
+    pose_cache = KVCache(config.pose_spec(poses.capacity), poses, torch.float32, device)
+    return GeometryStream(token_cache, pose_cache, torch.zeros(config.depth))
+
+
+def rolling_stream(
+    config: VGGTConfig,
+    size: tuple[int, int],
+    total_budget: int,
+    camera_frames: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> GeometryStream:
+    """An empty bounded memory for frames of that (height, width) in the network. Nothing is allocated on "meta"."""
+    rows = config.camera_iterations  # of a frame in the camera trunk's cache
+    tokens = DiverseKeys(total_budget, config.depth, config.tokens(*size))
+    return open_stream(config, tokens, SinkWindow(rows * camera_frames, sink=rows), dtype, device)

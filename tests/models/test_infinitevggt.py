@@ -20,10 +20,11 @@ from riverrun.models.base import BadRequest, Chunk, Corrupt, Snapshot, parse_par
 from riverrun.models.geometry import metrics, poses
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 from riverrun.models.geometry.infinitevggt_state import InfiniteVGGTParams, InfiniteVGGTState
-from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import network_size, prepare
+from riverrun.models.geometry.sizes import geometry_session, infer_vggt
 from riverrun.models.geometry.tracker import TrackConfig
-from riverrun.models.geometry.vggt import VGGT, VGGTConfig
+from riverrun.models.geometry.vggt import VGGT, VGGTConfig, open_stream
+from riverrun.models.weights import misfit
 
 TINY = VGGTConfig(
     image=56,
@@ -110,6 +111,19 @@ def test_names_and_shapes_are_the_released_checkpoint_s() -> None:
     assert len(shapes) == 1797
     digest = hashlib.sha256("\n".join(f"{name} {shape}" for name, shape in sorted(shapes.items())).encode())
     assert digest.hexdigest() == "7db43ba7e2e0d37113f4ae2223b57d53128f16177f8a7b1833fc7298198e7bb2"
+
+
+def test_sizes_are_read_off_the_tensors(folder: Path) -> None:
+    with torch.device("meta"):
+        assert infer_vggt(VGGT(VGGTConfig()).state_dict()) == VGGTConfig(track=TrackConfig())
+    tensors = load_file(folder / "vggt.safetensors")
+    found = infer_vggt(tensors)
+    with torch.device("meta"):
+        assert not misfit({name: t.shape for name, t in VGGT(found).state_dict().items()}, tensors)
+    session = geometry_session(VGGTConfig(), 392, 518, torch.bfloat16)
+    assert session.parts["camera cache"] == 1024 * 4 * 4 * 2 * 2048 * 4
+    slots = 1_200_000 + 24 * 1041
+    assert 0 <= session.parts["token cache"] / (slots * 2 * 1024 * 2) - 1 < 2e-3  # a page a layer more
 
 
 def test_counts_and_clock(model: InfiniteVGGT) -> None:
@@ -278,9 +292,7 @@ def test_points_from_depth_and_camera(model: InfiniteVGGT) -> None:
 def test_a_clip_at_once_equals_the_stream_s_tokens(model: InfiniteVGGT) -> None:
     images = torch.rand(5, 3, *INSIDE, generator=torch.Generator().manual_seed(0))
     network = model.model
-    stream = GeometryStream.fresh(
-        network.token_cache(Full(5 * TOKENS), torch.float32, "cpu"), network.pose_cache(Full(20), "cpu")
-    )
+    stream = open_stream(TINY, Full(5 * TOKENS), Full(20))
     wanted = range(TINY.depth)
     with torch.no_grad():
         clip = network.clip(images, wanted=wanted)

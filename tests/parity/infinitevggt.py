@@ -15,7 +15,7 @@ from torch import Tensor
 
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import DiverseKeys, Full, PlannedPolicy, adaptive_budgets, diverse_rows
-from riverrun.models.geometry import dpt, metrics, poses
+from riverrun.models.geometry import dpt, metrics, poses, vggt
 from riverrun.models.geometry.layers import turned
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import network_size, prepare, prepare_all
@@ -113,7 +113,7 @@ def open_stream(model: VGGT, total: int | None, frames: Tensor) -> GeometryStrea
     rows = model.config.camera_iterations * len(frames)
     if total is not None:
         policy = RecordingKeys(total, model.config.depth, tokens)
-    return GeometryStream.fresh(model.token_cache(policy, torch.float32, "cpu"), model.pose_cache(Full(rows), "cpu"))
+    return vggt.open_stream(model.config, policy, Full(rows))
 
 
 def stream(case: Case) -> None:
