@@ -54,7 +54,8 @@ def _fetch(repo: str, inside: str) -> Path:
 
     is_file = inside.endswith((*SUFFIXES, ".json", ".model"))
     folder = f"{inside.rstrip('/')}/" if inside and not is_file else ""
-    wanted = [inside] if is_file else [f"{folder}*.safetensors", f"{folder}*.json", f"{folder}*.model"]
+    kinds = ("*.safetensors", "*.json", "*.model", "merges.txt")  # the last: of tokenizers without a tokenizer.json
+    wanted = [inside] if is_file else [f"{folder}{kind}" for kind in kinds]
     try:
         path = Path(snapshot_download(repo, allow_patterns=wanted)) / inside
     except LocalEntryNotFoundError as error:
