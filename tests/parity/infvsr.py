@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,19 @@ def taken(splitter: SceneSplitter) -> list[list[int]]:
     return rows
 
 
+class RecordedRestorer(Restorer):
+    """Compares every prediction with the fixture."""
+
+    case: Case
+    number = 0
+
+    def call(self, scenes: Sequence[Scene], contexts: Sequence[TextEntry], z: Tensor) -> tuple[Tensor, Tensor]:
+        restored, flow = super().call(scenes, contexts, z)
+        self.case.close_if_there(flow.transpose(1, 2), f"out/prediction/{self.number}")
+        self.number += 1
+        return restored, flow
+
+
 class Recorded(InfVSR):
     """Compares what goes on inside with the fixture, chunk by chunk."""
 
@@ -242,8 +256,8 @@ def recorded(case: Case, folder: Path) -> Recorded:
     options = {name: meta[name] for name in ("scale", "timestep", "sigma")}
     model = Recorded(**paths, **configs, **options, height=height, width=width, max_pixels=height * width)
     longest = max(model._latents(row["frames"], row["new_scene"]) for row in meta["plan"])
-    model.restorer.chunk = max(model.restorer.chunk, longest)
-    model.case = case
+    model.restorer = RecordedRestorer(model.model, meta["timestep"], meta["sigma"], chunk=longest)
+    model.case = model.restorer.case = case
     return model
 
 
