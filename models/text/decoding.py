@@ -52,6 +52,11 @@ class TextStream:
         self.ids += ids
         self.turn, self.is_ended, self.work = len(self.ids), False, self.decoder.open()
 
+    def follow(self, decoder: Decoder) -> None:
+        """Goes on by another strategy. What the old one had drafted is void."""
+        self.decoder, self.work = decoder, decoder.open()
+        self.settle()  # the new one may bring more of the text's end itself
+
     @property
     def generated(self) -> list[int]:
         """Tokens made since the newest prompt."""

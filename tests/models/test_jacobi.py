@@ -114,8 +114,7 @@ def test_strategies_may_change_within_a_text(model: CausalLM) -> None:
     one = stream(model, JacobiBlocks(16), prompt)
     for make in (DECODERS["sliding"], lambda _: Autoregressive(), DECODERS["block"], DECODERS["two blocks"]):
         write(model, one, len(one.generated) + 15)
-        one.decoder = make(model.config.vocab_size)
-        one.work = one.decoder.open()
+        one.follow(make(model.config.vocab_size))
     until = min(first_tie(model, prompt, plain.generated), len(one.generated))
     assert one.generated[:until] == plain.generated[:until]
     assert until > 40
