@@ -23,6 +23,8 @@ from transformers import UMT5EncoderModel
 from riverrun.models.base import BadRequest
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2
 from riverrun.models.generation.ca2vdm_sizes import CHUNK, PAST, clip_session, infer_stdit
+from riverrun.models.geometry.sizes import geometry_session, infer_vggt
+from riverrun.models.geometry.vggt import VGGT
 from riverrun.models.key_forms import dit_keys, umt5_keys, vae_keys
 from riverrun.models.super_resolution.guidance import VisualGuidance, trunk_keys
 from riverrun.models.super_resolution.infvsr import INFVSR_DIT, INFVSR_WINDOW
@@ -35,6 +37,7 @@ from riverrun.models.weights import ADAPTER_WRAPPERS, Misfit, locate, lora_pairs
 
 LICENCES = {
     "longlive": "CC-BY-NC-SA-4.0 (LongLive's model card as last seen; its code is Apache-2.0)",
+    "vggt": "CC-BY-NC-SA-4.0 (StreamVGGT, by its maintainers' word; VGGT-1B, its teacher, is CC-BY-NC-4.0)",
     "wan": "Apache-2.0 (released Wan 2.1 weights)",
 }
 """By whose published form a file has (longlive.md §13); a card or metadata of its own comes first."""
@@ -44,7 +47,7 @@ LICENCES = {
 class Inspection:
     """What was found.
 
-    what: "wan-dit", "wan-vae", "umt5", "stdit", "guidance", "dape", "lora" or "unknown". form: whose key names
+    what: "wan-dit", "wan-vae", "umt5", "stdit", "vggt", "guidance", "dape", "lora" or "unknown". form: whose key names
     ("original", "diffusers", "transformers", "peft"). name: in words. config: sizes read from the shapes. misfit: what
     keeps it from loading. licence: None if not known. session: bytes of one session at (height, width), None where
     that has no meaning.
@@ -115,6 +118,8 @@ def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
         return _stdit(tensors)
     if any(key.startswith("visual_encoder.") for key in tensors):
         return _guidance(tensors)
+    if "aggregator.camera_token" in tensors:
+        return _vggt(tensors, height, width)
     if "patch_embedding.weight" in tensors:
         return _dit(tensors, height, width)
     if "decoder.conv1.weight" in tensors or "decoder.conv_in.weight" in tensors:
@@ -201,6 +206,18 @@ def _stdit(tensors: Mapping[str, Tensor]) -> _Kind:
     return _Kind("stdit", "original", name, sizes, problem, session)
 
 
+def _vggt(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
+    """For InfiniteVGGT; VGGT and StreamVGGT have the same keys, and no shape tells which a file is."""
+    config = infer_vggt(tensors)
+    with torch.device("meta"):
+        problem = misfit(_shapes(VGGT(config)), tensors)
+    session = geometry_session(config, height, width, tensors["aggregator.camera_token"].dtype)
+    hidden = ("rope_theta", "dino_heads", "camera_heads", "camera_iterations", "dpt_layers")  # no shape shows them
+    sizes = {name: size for name, size in dataclasses.asdict(config).items() if name not in hidden}
+    name = f"VGGT or StreamVGGT, {config.depth} pairs of layers"
+    return _Kind("vggt", "original", name, sizes, problem, session)
+
+
 def _lora(tensors: Mapping[str, Tensor]) -> _Kind:
     try:
         pairs = lora_pairs(tensors)
@@ -241,7 +258,9 @@ def _licence(source: str | Path, file: Path, kind: _Kind, metadata: Mapping[str,
             return f"{found[1]} ({card.name})"
     if kind.what in ("wan-dit", "lora") and "longlive" in str(source).lower():
         return LICENCES["longlive"]
-    return LICENCES["wan"] if _is_released(kind) else None
+    if not _is_released(kind):
+        return None
+    return LICENCES["vggt" if kind.what == "vggt" else "wan"]
 
 
 def _is_released(kind: _Kind) -> bool:
@@ -250,6 +269,7 @@ def _is_released(kind: _Kind) -> bool:
         "wan-dit": sizes.get("dim") in (1536, 5120) and sizes.get("text_dim") == WAN_1_3B.text_dim,
         "wan-vae": sizes.get("dim") == 96,
         "umt5": sizes.get("d_model") == 4096,
+        "vggt": sizes.get("dim") == 1024,
     }
     return known.get(kind.what, False)
 

@@ -24,6 +24,7 @@ from riverrun.models.geometry.preprocess import network_size, prepare
 from riverrun.models.geometry.sizes import geometry_session, infer_vggt
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, VGGTConfig, open_stream
+from riverrun.models.inspect import inspect_checkpoint, render
 from riverrun.models.weights import misfit
 
 TINY = VGGTConfig(
@@ -124,6 +125,13 @@ def test_sizes_are_read_off_the_tensors(folder: Path) -> None:
     assert session.parts["camera cache"] == 1024 * 4 * 4 * 2 * 2048 * 4
     slots = 1_200_000 + 24 * 1041
     assert 0 <= session.parts["token cache"] / (slots * 2 * 1024 * 2) - 1 < 2e-3  # a page a layer more
+
+
+def test_models_check_knows_it(folder: Path) -> None:
+    found = inspect_checkpoint(folder / "vggt.safetensors", 480, 640)
+    assert (found.what, found.form, found.is_loadable, found.licence) == ("vggt", "original", True, None)
+    assert found.session.parts.keys() == {"token cache", "camera cache"}
+    assert "VGGT or StreamVGGT, 3 pairs of layers" in render(found)
 
 
 def test_counts_and_clock(model: InfiniteVGGT) -> None:
