@@ -227,6 +227,19 @@ def test_snapshot_of_a_session_just_opened(model: InfVSR) -> None:
     assert np.array_equal(one.data, two.data)
 
 
+def test_half_precision_runs_and_is_restored(folder: Path) -> None:
+    half, full = load(folder, dtype="bfloat16"), load(folder)
+    state, exact = opened(half), opened(full)
+    made, expected = feed(half, state, video(40)), feed(full, exact, video(40))
+    apart = np.abs(made[0].data.astype(int) - expected[0].data)
+    assert apart.mean() < 8, "levels of 255"
+    assert state.nbytes < exact.nbytes / 1.8
+    assert state.nbytes <= half.describe(state.params).retained_bytes
+    twin = half.restore(state.params, as_stored(state.snapshot()))
+    one, two = (feed(half, each, video(12), 40)[0].data for each in (state, twin))
+    assert np.array_equal(one, two)
+
+
 def test_wrong_snapshots(model: InfVSR, folder: Path) -> None:
     state = opened(model)
     feed(model, state, video(40))
@@ -406,7 +419,8 @@ def test_uneven_chunks(folder: Path, previous: int) -> None:
 def test_released_sizes() -> None:
     """Parameters of the transformer and the trunk as published, without allocating them."""
     with torch.device("meta"):
-        tensors = WanModel(INFVSR_DIT).state_dict()
+        dit = WanModel(INFVSR_DIT).to(torch.bfloat16)
+        tensors = dit.state_dict()
         trunk = VisualGuidance(SWIN_L)
     assert len(tensors) == 825
     assert tensors["text_embedding.0.weight"].shape == (1536, 512)
@@ -416,6 +430,9 @@ def test_released_sizes() -> None:
     assert names["visual_encoder.layers.2.blocks.17.attn.relative_position_bias_table"].shape == (529, 24)
     assert names["visual_encoder.layers.2.downsample.reduction.weight"].shape == (1536, 3072)
     assert names["image_proj.weight"].shape == (512, 1536)
+    cache = Restorer(dit).open((60, 104)).cache  # 480 x 832 pixels
+    assert cache.spec.page * 3 == 4680
+    assert round(cache.nbytes / 2 / 2**20) == 823, "a chunk; there is room for the current one too"
 
 
 def test_hsv_of_known_colours() -> None:
