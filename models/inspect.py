@@ -23,6 +23,9 @@ from transformers import UMT5EncoderModel
 from riverrun.models.base import BadRequest
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2
 from riverrun.models.generation.ca2vdm_sizes import CHUNK, PAST, clip_session, infer_stdit
+from riverrun.models.generation.flux import FLUX_DEV, FluxTransformer
+from riverrun.models.generation.flux_sizes import condition_session, infer_flux, infer_flux_vae, infer_loras
+from riverrun.models.generation.flux_vae import FluxVAE
 from riverrun.models.geometry.sizes import geometry_session, infer_vggt
 from riverrun.models.geometry.vggt import VGGT
 from riverrun.models.key_forms import dit_keys, umt5_keys, vae_keys
@@ -36,6 +39,8 @@ from riverrun.models.wan.vae import WanVAE
 from riverrun.models.weights import ADAPTER_WRAPPERS, Misfit, locate, lora_pairs, misfit, read, weight_files
 
 LICENCES = {
+    "easycontrol": "for research purposes only (EasyControl's word for its LoRAs)",
+    "flux": "FLUX.1-dev non-commercial licence, if it is that model's",
     "longlive": "CC-BY-NC-SA-4.0 (LongLive's model card as last seen; its code is Apache-2.0)",
     "vggt": "CC-BY-NC-SA-4.0 (StreamVGGT, by its maintainers' word; VGGT-1B, its teacher, is CC-BY-NC-4.0)",
     "wan": "Apache-2.0 (released Wan 2.1 weights)",
@@ -47,10 +52,10 @@ LICENCES = {
 class Inspection:
     """What was found.
 
-    what: "wan-dit", "wan-vae", "umt5", "stdit", "vggt", "guidance", "dape", "lora" or "unknown". form: whose key names
-    ("original", "diffusers", "transformers", "peft"). name: in words. config: sizes read from the shapes. misfit: what
-    keeps it from loading. licence: None if not known. session: bytes of one session at (height, width), None where
-    that has no meaning.
+    what: "wan-dit", "wan-vae", "umt5", "stdit", "flux", "flux-vae", "condition-lora", "vggt", "guidance", "dape",
+    "lora" or "unknown". form: whose key names ("original", "diffusers", "transformers", "peft"). name: in words.
+    config: sizes read from the shapes. misfit: what keeps it from loading. licence: None if not known. session: bytes
+    of one session at (height, width), None where that has no meaning.
     """
 
     source: str
@@ -114,6 +119,10 @@ def inspect_checkpoint(source: str | Path, height: int = 480, width: int = 832) 
 def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
     if any(".lora_A." in key for key in tensors):
         return _lora(tensors)
+    if any(key.startswith(("transformer_blocks.", "single_transformer_blocks.")) for key in tensors):
+        return _flux(tensors, height, width)
+    if "decoder.conv_in.weight" in tensors and tensors["decoder.conv_in.weight"].ndim == 4:
+        return _flux_vae(tensors)
     if "x_embedder.proj.weight" in tensors:
         return _stdit(tensors)
     if any(key.startswith("visual_encoder.") for key in tensors):
@@ -206,6 +215,31 @@ def _stdit(tensors: Mapping[str, Tensor]) -> _Kind:
     return _Kind("stdit", "original", name, sizes, problem, session)
 
 
+def _flux(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
+    """FLUX's transformer, or the LoRAs of an EasyControl condition."""
+    if any("_loras." in key for key in tensors):
+        loras, sizes = infer_loras(tensors)
+        name = f"EasyControl LoRAs of rank {sizes['rank']} for {sizes['conditions']} condition(s)"
+        return _Kind("condition-lora", "original", name, sizes, misfit(_shapes(loras), tensors))
+    config = infer_flux(tensors)
+    with torch.device("meta"):
+        problem = misfit(_shapes(FluxTransformer(config)), tensors)
+    session = condition_session(config, height, width, next(iter(tensors.values())).dtype)
+    found = dataclasses.asdict(config)
+    del found["axes_dims_rope"]  # no shape shows them
+    name = f"FLUX transformer, {config.num_layers} + {config.num_single_layers} layers"
+    return _Kind("flux", "diffusers", name, found, problem, session)
+
+
+def _flux_vae(tensors: Mapping[str, Tensor]) -> _Kind:
+    config = infer_flux_vae(tensors)
+    with torch.device("meta"):
+        problem = misfit(_shapes(FluxVAE(config)), tensors)
+    hidden = ("norm_num_groups", "scaling_factor", "shift_factor")  # no shape shows them
+    sizes = {name: size for name, size in dataclasses.asdict(config).items() if name not in hidden}
+    return _Kind("flux-vae", "diffusers", f"FLUX image VAE, {config.latent_channels} latent channels", sizes, problem)
+
+
 def _vggt(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
     """For InfiniteVGGT; VGGT and StreamVGGT have the same keys, and no shape tells which a file is."""
     config = infer_vggt(tensors)
@@ -260,7 +294,7 @@ def _licence(source: str | Path, file: Path, kind: _Kind, metadata: Mapping[str,
         return LICENCES["longlive"]
     if not _is_released(kind):
         return None
-    return LICENCES["vggt" if kind.what == "vggt" else "wan"]
+    return LICENCES[{"condition-lora": "easycontrol", "flux": "flux", "vggt": "vggt"}.get(kind.what, "wan")]
 
 
 def _is_released(kind: _Kind) -> bool:
@@ -270,6 +304,8 @@ def _is_released(kind: _Kind) -> bool:
         "wan-vae": sizes.get("dim") == 96,
         "umt5": sizes.get("d_model") == 4096,
         "vggt": sizes.get("dim") == 1024,
+        "flux": sizes.get("in_channels") == FLUX_DEV.in_channels and bool(sizes.get("guidance_embeds")),
+        "condition-lora": sizes.get("dim") == FLUX_DEV.dim,
     }
     return known.get(kind.what, False)
 
