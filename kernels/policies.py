@@ -216,7 +216,7 @@ def diverse_rows(keys: Tensor, anchors: int, budget: int) -> tuple[Tensor, Tenso
     Alike is the product of a normed key with the mean of all normed keys behind the anchors, itself not normed.
     Returns (slots int64 [rows, heads, budget] ascending, likeness [rows, heads, N - anchors]).
     """
-    candidates = F.normalize(keys[:, anchors:].transpose(1, 2), dim=-1)  # (rows, H, n, D)
+    candidates = F.normalize(keys[:, anchors:].transpose(1, 2).float(), dim=-1)  # (rows, H, n, D)
     likeness = (candidates * candidates.mean(dim=2, keepdim=True)).sum(-1)  # (rows, H, n)
     kept = likeness.topk(budget - anchors, dim=-1, largest=False).indices.sort(dim=-1).values + anchors
     first = torch.arange(anchors, device=keys.device).expand(*kept.shape[:2], -1)

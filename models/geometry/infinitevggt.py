@@ -6,8 +6,8 @@ frames have in the network, and so are the fields of view.
 
 State, with bytes at released size (518 x 392, 1041 tokens a frame, default parameters):
 - tokens: keys (after norm and RoPE) and values of the 24 global blocks, at most 1,200,000 rows a head in all and one
-  frame a layer in passing: 10.0 GB in float32, 5.0 GB in bfloat16. Policy `DiverseKeys`, after the official code (not
-  the paper, whose temperature and budget differ).
+  frame a layer in passing: 10.0 GB in float32, 5.0 GB in bfloat16 (official autocast has keys in float32 there).
+  Policy `DiverseKeys`, after the official code (not the paper, whose temperature and budget differ).
 - scores: float32 [24], how alike each layer's keys were when it was last pruned; they share out the rows.
 - poses: keys and values of the camera head's 4 trunk layers, 4 rows a frame: 268 MB for 1024 frames. Policy
   `SinkWindow`; the bound is ours, the official cache grows for ever.
@@ -39,6 +39,7 @@ from riverrun.models.base import (
     Port,
     Snapshot,
     StreamModel,
+    Unavailable,
     parse_params,
 )
 from riverrun.models.geometry import poses
@@ -242,7 +243,10 @@ class InfiniteVGGT(StreamModel):
         state.size, state.stream = size, self._stream(state.params, (height, width), self.device)
 
     def _stream(self, params: InfiniteVGGTParams, size: tuple[int, int], device: torch.device | str) -> GeometryStream:
-        return rolling_stream(self.config, size, params.total_budget, params.camera_frames, self.dtype, device)
+        try:
+            return rolling_stream(self.config, size, params.total_budget, params.camera_frames, self.dtype, device)
+        except torch.OutOfMemoryError as error:
+            raise Unavailable(f"{device} has no memory left for a session; close one") from error
 
 
 def vggt_sizes(path: str | None) -> VGGTConfig:

@@ -17,20 +17,24 @@ Fit = Literal["crop", "pad"]
 """`crop`: the width becomes the network's, a taller image loses top and bottom. `pad`: the longer side does, and the
 image is made square with white."""
 
+MOST_ASPECT = 64
+"""Of an image: a taller one would be blown up to gigabytes before most of it is cropped away."""
+
 
 def network_size(height: int, width: int, side: int = 518, patch: int = 14, fit: Fit = "crop") -> tuple[int, int]:
     """(height, width) that an image of that size has in the network. Raises BadRequest if nothing is left of it."""
-    if fit == "pad":
-        return side, side
-    return min(_resized(height, width, side, patch, fit)[0], side), side
+    rows, _ = _resized(height, width, side, patch, fit)
+    return (side if fit == "pad" else min(rows, side)), side
 
 
 def _resized(height: int, width: int, side: int, patch: int, fit: Fit) -> tuple[int, int]:
+    if not 0 < max(height, width) <= MOST_ASPECT * min(height, width):
+        raise BadRequest(f"an image has sides above 0, at most {MOST_ASPECT} to 1, got {height} x {width}")
     if fit == "crop" or width >= height:
         size = round(height * (side / width) / patch) * patch, side
     else:
         size = side, round(width * (side / height) / patch) * patch
-    if min(height, width) < 1 or min(size) < patch:
+    if min(size) < patch:
         raise BadRequest(f"an image of {height} x {width} is too narrow: less than a patch of {patch} would be left")
     return size
 

@@ -363,7 +363,12 @@ def test_wrong_inputs(model: InfiniteVGGT) -> None:
     with pytest.raises(BadRequest, match="this stream's frames are 28 x 42, got 42 x 42"):
         model.push(state, video(0, 1, size=(42, 42)))
     with pytest.raises(BadRequest, match="too narrow"):
-        model.open(params(height=2, width=400), 0)
+        model.open(params(height=2, width=100), 0)
+    for fit in ("crop", "pad"):
+        with pytest.raises(BadRequest, match="at most 64 to 1, got 1000 x 10"):
+            model.open(params(height=1000, width=10, fit=fit), 0)
+    with pytest.raises(BadRequest, match="sides above 0"):
+        model.open(params(height=0, width=0), 0)
     assert not state.waiting
 
 

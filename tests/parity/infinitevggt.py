@@ -192,7 +192,7 @@ def state(case: Case) -> None:
         compare_state(case, opened, t)
     for t in sorted({int(re.findall(r"\d+", name)[0]) for name in case.tensors("out/state_f")}):
         resumed = open_stream(model, case.meta["total_budget"], frames)
-        fill(case, resumed, t)
+        fill(case, resumed, t, model.config.tokens(*frames.shape[2:]))
         resumed.scores = whole["out/last_scores_after"][t].clone()
         for later in range(t + 1, len(frames)):
             result = model.frame(frames[later : later + 1], [resumed])
@@ -200,8 +200,8 @@ def state(case: Case) -> None:
             assert resumed.tokens.lengths == whole["out/cache_len"][later].tolist()
 
 
-def fill(case: Case, opened: GeometryStream, t: int) -> None:
-    """Puts the state after frame t into empty caches, by their own snapshot form."""
+def fill(case: Case, opened: GeometryStream, t: int, tokens: int) -> None:
+    """Puts the state after frame t, of so many tokens a frame, into empty caches, by their own snapshot form."""
     for prefix, cache in {"": opened.tokens, "cam_": opened.poses}.items():
         meta, _ = cache.snapshot()
         rows = {
@@ -211,7 +211,7 @@ def fill(case: Case, opened: GeometryStream, t: int) -> None:
             for part in ("k", "v")
         }
         lengths = [layer.shape[1] for layer in rows["k"]]
-        new = case.meta["config"]["cam_iterations"] if cache is opened.poses else case["out/state_f0/k_l0"].shape[2]
+        new = case.meta["config"]["cam_iterations"] if cache is opened.poses else tokens
         filled = meta | {"cursor": (t + 1) * new, "lengths": lengths}
         cache.restore(filled, {part: torch.cat(layers, dim=1) for part, layers in rows.items()})
 
