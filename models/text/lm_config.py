@@ -11,6 +11,8 @@ import torch
 from riverrun.models.base import BadRequest
 from riverrun.models.text.rotary import Rotary, rotary
 
+WEDLM_MASK = 151_665
+"""The mask token of released WeDLM checkpoints whose config names none (wedlm.md §4)."""
 FAMILIES = ("llama", "qwen2", "qwen3", "phi3", "wedlm")
 
 
@@ -74,7 +76,7 @@ class LMConfig:
             qk_norm=qk_norm,
             fused=kind == "phi3",
             tied=bool(config.get("tie_word_embeddings", False)),
-            mask_token_id=config.get("mask_token_id"),
+            mask_token_id=config.get("mask_token_id", WEDLM_MASK if kind == "wedlm" else None),
         )
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from riverrun.models.base import BadRequest
 from riverrun.models.text.decoding import Autoregressive, Decoder
-from riverrun.models.text.jacobi import JacobiBlock, JacobiSliding
-from riverrun.models.text.jacobi_blocks import JacobiBlocks
+from riverrun.models.text.jacobi import JacobiBlocks
+from riverrun.models.text.jacobi_sliding import JacobiSliding
 from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.wedlm import WeDLM
 
-STRATEGIES = ("autoregressive", "jacobi", "jacobi_blocks", "jacobi_sliding", "wedlm")
-GREEDY_ONLY = ("jacobi", "jacobi_blocks")
+STRATEGIES = ("autoregressive", "jacobi", "jacobi_sliding", "wedlm")
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class TextParams:
     """What a session may ask for.
 
     strategy: one of STRATEGIES. All but `wedlm` write the very text that `autoregressive` would (sampled: a text of
-    the same distribution). max_tokens: of one answer. temperature: 0 takes the most probable token; `jacobi` and
-    `jacobi_blocks` know nothing else. top_k (0: all), top_p: filters of sampling.
+    the same distribution). max_tokens: of one answer. temperature: 0 takes the most probable token; `jacobi`
+    knows nothing else. top_k (0: all), top_p: filters of sampling.
     block: tokens of a draft. blocks, spawn, pool: see `JacobiBlocks`. window, threshold, distance: see `WeDLM`.
     """
 
@@ -46,8 +45,8 @@ class TextParams:
                 "max_tokens must be at least 1, temperature and top_k at least 0, top_p above 0 and at most 1; "
                 f"got {self.max_tokens}, {self.temperature}, {self.top_k}, {self.top_p}"
             )
-        if self.temperature and self.strategy in GREEDY_ONLY:
-            raise BadRequest(f"{self.strategy} is greedy, got a temperature of {self.temperature}")
+        if self.temperature and self.strategy == "jacobi":
+            raise BadRequest(f"jacobi is greedy (jacobi_sliding samples), got a temperature of {self.temperature}")
 
 
 def strategy(params: TextParams, config: LMConfig, stop_ids: frozenset[int]) -> Decoder:
@@ -55,13 +54,11 @@ def strategy(params: TextParams, config: LMConfig, stop_ids: frozenset[int]) -> 
     p = params
     match p.strategy:
         case "jacobi":
-            return JacobiBlock(p.block, stop_ids)
-        case "jacobi_blocks":
             return JacobiBlocks(p.block, p.blocks, p.spawn, p.pool, stop_ids)
         case "jacobi_sliding":
             return JacobiSliding(config.vocab_size, p.block, stop_ids, p.temperature, p.top_k, p.top_p)
         case "wedlm":
-            if config.mask_token_id is None:
+            if config.mask_token_id is None or config.mask_token_id >= config.vocab_size:
                 raise BadRequest("wedlm needs a model trained for it (its config names a mask_token_id)")
             return WeDLM(
                 config.mask_token_id, p.window, p.threshold, p.distance, p.temperature, p.top_k, p.top_p, stop_ids

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from riverrun.models.text.decoding import TextStream, decode, text_cache
-from riverrun.models.text.jacobi import JacobiBlock, JacobiSliding
-from riverrun.models.text.jacobi_blocks import JacobiBlocks
+from riverrun.models.text.jacobi import JacobiBlocks
+from riverrun.models.text.jacobi_sliding import JacobiSliding
 from riverrun.models.text.jacobi_training import (
     PackedPairs,
     jacobi_losses,
@@ -51,7 +51,7 @@ class Told:
         return token
 
 
-class WatchedBlock(JacobiBlock):
+class WatchedBlock(JacobiBlocks):
     """Compares every forward with the fixture's: what was fed, where, and what came out."""
 
     case: Case
@@ -79,7 +79,7 @@ def greedy(case: Case) -> None:
     model = language_model(case)
     block, eos = meta["n_token_seq_len"], meta["eos_token_id"]
     prompt, drafts = case["in/prompt_ids"].tolist(), case["in/drafts"].tolist()
-    decoder = WatchedBlock(block, frozenset() if eos is None else frozenset([eos]))
+    decoder = WatchedBlock(block, 1, pool=0, stop_ids=frozenset() if eos is None else frozenset([eos]))
     decoder.case = case
     # The second draft is what the model made of the first; later ones begin with the token already known.
     told = Told([drafts[0], *(draft[1:] for draft in drafts[2:])])

@@ -9,7 +9,7 @@ import torch
 
 from riverrun.kernels.retain import ScoredCache
 from riverrun.models.text.decoding import Autoregressive, TextStream, decode
-from riverrun.models.text.jacobi import JacobiBlock
+from riverrun.models.text.jacobi import JacobiBlocks
 from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.locret import RetainingLM, Retention, read_all
 from riverrun.models.text.locret_training import (
@@ -67,7 +67,7 @@ def generate(case: Case) -> None:
     assert ids + generated == case["out/output_ids"][0].tolist()
     for layer in range(cache.spec.layers):
         compare_rows(case, cache, layer, f"out/final/layer{layer}/cache_", "")
-    for decoder in (Autoregressive(), JacobiBlock(4)):
+    for decoder in (Autoregressive(), JacobiBlocks(4, 1, pool=0)):
         assert written(model, limits, decoder, ids, len(generated)) == generated
 
 

@@ -132,7 +132,7 @@ def test_wedlm_is_qwen2_or_qwen3() -> None:
     seven = LMConfig.read({"model_type": "wedlm", "attention_bias": True, "mask_token_id": 5, **SIZES})
     eight = LMConfig.read({"model_type": "wedlm", "attention_bias": False, "qk_norm": True, **SIZES})
     assert (seven.qkv_bias, seven.out_bias, seven.qk_norm, seven.mask_token_id) == (True, False, False, 5)
-    assert (eight.qkv_bias, eight.out_bias, eight.qk_norm, eight.mask_token_id) == (False, False, True, None)
+    assert (eight.qkv_bias, eight.out_bias, eight.qk_norm, eight.mask_token_id) == (False, False, True, 151_665)
 
 
 def test_folders(tmp_path: Path) -> None:
