@@ -25,7 +25,7 @@ def flux_sigmas(steps: int, tokens: int, base_shift: float = 0.5, max_shift: flo
 def walk(x: Tensor, sigmas: Tensor, flow: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """x brought from the first noise level to the last. flow(x, sigma): of x [B, N, c] at the scalar sigma."""
     for now, then in pairwise(sigmas):
-        x = euler(x, flow(x, now), now, then).to(x.dtype)
+        x = euler(x.float(), flow(x, now), now, then).to(x.dtype)  # summed in float32, whatever the dtype
     return x
 
 

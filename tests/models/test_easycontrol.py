@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from riverrun.kernels.attention import attention
 from riverrun.kernels.rope import rotate
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot, parse_params
 from riverrun.models.generation import easycontrol
 from riverrun.models.generation.easycontrol import EasyControl
 from riverrun.models.generation.easycontrol_conditions import (
@@ -326,6 +326,16 @@ def test_a_failed_step_changes_nothing(model: EasyControl, monkeypatch: pytest.M
     again, expected = model.step([state])[0][0], model.step([same])[0][0]
     assert (again.revision, again.first_frame) == (5, 1)
     assert np.array_equal(again.data, expected.data)
+
+
+def test_half_precision_and_params_from_outside(folder: Path) -> None:
+    """As the service hands them over: plain JSON values."""
+    model = load(folder, dtype="bfloat16")
+    state = model.open(parse_params(EasyControlParams, {"prompt": "x", "conditions": {"depth": 1}, "height": 32.0}), 3)
+    model.control(state, prompt(1))
+    assert run(model, state, 2)[1].shape == (1, 32, 64, 3)
+    twin = model.restore(state.params, as_stored(state.snapshot()))
+    assert np.array_equal(run(model, state, 1)[0], run(model, twin, 1)[0])
 
 
 def test_a_file_for_two_conditions_is_named_twice(folder: Path) -> None:
