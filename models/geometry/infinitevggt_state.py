@@ -16,6 +16,9 @@ from riverrun.models.snapshot import to_arrays
 
 SNAPSHOT_VERSION = 1
 
+MOST_ROWS = 100_000_000
+"""Of any cache here: what it costs is told, and refused, before anything is allocated."""
+
 PointSource = Literal["head", "depth"]
 
 
@@ -40,8 +43,12 @@ class InfiniteVGGTParams:
     def __post_init__(self) -> None:
         if (self.height is None) != (self.width is None):
             raise BadRequest("height and width are given both or neither")
-        if self.camera_frames < 2:
-            raise BadRequest(f"camera_frames must be at least 2, the first and the current, got {self.camera_frames}")
+        if not 1 <= self.total_budget <= MOST_ROWS:
+            raise BadRequest(f"total_budget must be 1..{MOST_ROWS}, got {self.total_budget}")
+        if not 2 <= self.camera_frames <= MOST_ROWS:
+            raise BadRequest(
+                f"camera_frames must be 2..{MOST_ROWS}, the first and the current, got {self.camera_frames}"
+            )
         for name, allowed in {"fit": get_args(Fit), "points": get_args(PointSource)}.items():
             if getattr(self, name) not in allowed:
                 raise BadRequest(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")

@@ -343,7 +343,9 @@ def test_loading_is_strict_with_the_tracker_or_without(folder: Path, tmp_path: P
     ("values", "message"),
     [
         ({"height": None}, "both or neither"),
-        ({"camera_frames": 1}, "at least 2"),
+        ({"camera_frames": 1}, "camera_frames must be 2"),
+        ({"total_budget": -5}, "total_budget must be 1"),
+        ({"total_budget": 10**12}, "total_budget must be 1"),
         ({"fit": "stretch"}, "fit must be one of crop, pad"),
         ({"points": "both"}, "points must be one of head, depth"),
         ({"budget": 5}, "unknown parameter 'budget'"),
