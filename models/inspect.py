@@ -32,6 +32,9 @@ from riverrun.models.key_forms import dit_keys, umt5_keys, vae_keys
 from riverrun.models.super_resolution.guidance import VisualGuidance, trunk_keys
 from riverrun.models.super_resolution.infvsr import INFVSR_DIT, INFVSR_WINDOW
 from riverrun.models.super_resolution.swin import infer_swin
+from riverrun.models.text.causal_lm import CausalLM
+from riverrun.models.text.lm_sizes import EMBEDDING, infer_lm
+from riverrun.models.text.lm_weights import lm_keys
 from riverrun.models.text.umt5 import umt5_config
 from riverrun.models.wan.dit import WAN_1_3B, WanModel
 from riverrun.models.wan.sizes import HEAD_DIM, SessionBytes, dit_session, human, infer_dit, infer_vae, vae_session
@@ -52,7 +55,7 @@ LICENCES = {
 class Inspection:
     """What was found.
 
-    what: "wan-dit", "wan-vae", "umt5", "stdit", "flux", "flux-vae", "condition-lora", "vggt", "guidance", "dape",
+    what: "wan-dit", "wan-vae", "umt5", "stdit", "flux", "flux-vae", "condition-lora", "vggt", "lm", "guidance", "dape",
     "lora" or "unknown". form: whose key names ("original", "diffusers", "transformers", "peft"). name: in words.
     config: sizes read from the shapes. misfit: what keeps it from loading. licence: None if not known. session: bytes
     of one session at (height, width), None where that has no meaning.
@@ -135,6 +138,8 @@ def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
         return _vae(tensors, height, width)
     if "token_embedding.weight" in tensors or any(key.startswith("encoder.block.0.") for key in tensors):
         return _umt5(tensors)
+    if EMBEDDING in tensors or f"model.{EMBEDDING}" in tensors:
+        return _language_model(tensors)
     return _Kind("unknown", "unknown", "no model of ours", {}, Misfit(unexpected=tuple(sorted(tensors))))
 
 
@@ -198,6 +203,21 @@ def _umt5(tensors: Mapping[str, Tensor]) -> _Kind:
     sizes = {name: getattr(config, name) for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers")}
     name = f"UMT5 prompt encoder, {config.num_layers} layers"
     return _Kind("umt5", form, name, sizes | {"num_heads": config.num_heads}, misfit(expected, named))
+
+
+def _language_model(tensors: Mapping[str, Tensor]) -> _Kind:
+    try:
+        family, config = infer_lm(tensors)
+    except KeyError as error:
+        return _Kind("lm", "transformers", "part of a language model", {}, Misfit(missing=(str(error.args[0]),)))
+    with torch.device("meta"):
+        problem = misfit(_shapes(CausalLM(config)), lm_keys(tensors, config))
+    hidden = ("head_dim", "rms_norm_eps", "max_position_embeddings", "rotary", "mask_token_id")  # no shape shows them
+    heads = () if config.qk_norm else ("num_attention_heads", "num_key_value_heads")
+    sizes = {name: size for name, size in dataclasses.asdict(config).items() if name not in (*hidden, *heads)}
+    a_token = human(config.kv_bytes(1, next(iter(tensors.values())).dtype))
+    name = f"language model ({family}), {config.num_hidden_layers} layers, {a_token} of cache a token"
+    return _Kind("lm", "transformers", name, sizes, problem)
 
 
 def _stdit(tensors: Mapping[str, Tensor]) -> _Kind:

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from riverrun.models.base import BadRequest
+from riverrun.models.inspect import inspect_checkpoint
 from riverrun.models.text.causal_lm import CausalLM, WholeMemory
 from riverrun.models.text.decoding import text_cache
 from riverrun.models.text.lm_config import LMConfig
@@ -67,6 +68,9 @@ def test_equals_transformers(family: str, values: dict[str, Any], tmp_path: Path
     save(model, tmp_path)
     ours = load_lm(tmp_path, read_config(tmp_path), dtype=torch.float32, device="cpu")
     ids = torch.randint(0, 64, (2, 90))
+    found = inspect_checkpoint(tmp_path)
+    assert (found.what, found.is_loadable) == ("lm", True), found.misfit
+    assert found.name.startswith(f"language model ({family}), 2 layers")
     got = ours(ids, WholeMemory(ours.config.rotary, torch.arange(90)))
     torch.testing.assert_close(got, model(ids).logits, atol=1e-5, rtol=1e-5)
 
@@ -143,6 +147,8 @@ def test_folders(tmp_path: Path) -> None:
     assert stop_ids(tmp_path, config) == {3, 7}
     with pytest.raises(BadRequest, match=r"2 unexpected|6 unexpected"):
         load_lm(tmp_path, config | {"model_type": "llama"}, dtype=torch.float32, device="cpu")
+    save_file({"model.embed_tokens.weight": torch.zeros(3, 2)}, tmp_path / "model.safetensors")
+    assert "self_attn.o_proj.weight" in str(inspect_checkpoint(tmp_path).misfit)
     (tmp_path / "config.json").unlink()
     with pytest.raises(BadRequest, match=r"needs its config\.json"):
         read_config(tmp_path)
