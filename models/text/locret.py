@@ -31,6 +31,7 @@ from riverrun.models.text.packed import PackedMemory, Rows, feed
 
 WIDTH = 1024
 """Of the released heads."""
+PAGE = 256
 
 
 class RetainingLM(CausalLM):
@@ -131,8 +132,15 @@ class Retention:
         """An empty cache for one session of `model`."""
         config, capacity = model.config, self.capacity(reach)
         sizes = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        spec = CacheSpec("text", *sizes, "raw", page=min(capacity, 256))
+        spec = CacheSpec("text", *sizes, "raw", page=min(capacity, PAGE))
         return ScoredCache(spec, RetainingHeads(capacity, self.budget, self.stabilisers), model.dtype, model.device)
+
+    def session_bytes(self, model: CausalLM, reach: int) -> int:
+        """Of such a cache, and of the ids that go with it."""
+        config, capacity = model.config, self.capacity(reach)
+        page = min(capacity, PAGE)
+        scores = capacity * config.num_hidden_layers * config.num_key_value_heads * model.dtype.itemsize
+        return config.kv_bytes(-(-capacity // page) * page, model.dtype) + scores + 8 * capacity
 
     def next_piece(self, stream: TextStream) -> Piece | None:
         """None once only the tokens that the next draft brings are left."""
@@ -143,18 +151,29 @@ class Retention:
         rest = end - stream.decoder.lag - start
         return Piece(rest, prunes=False) if rest > 0 else None
 
-    def bound(self, stream: TextStream, slack: int) -> None:
-        """Chooses again if more than budget and slack are filled; the newest rows are protected.
 
-        Also lets go of tokens that no row can be of, so that an endless text has bounded memory.
-        """
-        cache = _scored(stream)
-        if cache.lengths[0] > self.budget + slack:
-            cache.prune(is_final=False)
-        if (past := min(len(stream.ids), cache.cursor) - cache.policy.capacity) > 0:
-            del stream.ids[:past]
-            cache.forget(past)
-            stream.turn = max(0, stream.turn - past)
+def begin(stream: TextStream, prompt: Sequence[int], retention: Retention) -> None:
+    """Appends a prompt; of what was said before, answers included, the budget's best rows stay (ours).
+
+    Its newest rows are protected. Tokens so old that no row can be theirs are let go of, so that memory is bounded.
+    """
+    cache = scored(stream)
+    if cache.lengths[0] > retention.budget:
+        cache.prune(is_final=False)
+    past = max(0, cache.cursor - cache.retaining.capacity)
+    del stream.ids[:past]
+    cache.forget(past)
+    stream.prompt(prompt)
+
+
+def trim(stream: TextStream, retention: Retention) -> None:
+    """While an answer is written: chooses again once budget and slack are full; the newest rows are protected (ours).
+
+    Until then an answer is the official one, and the same by any decoding strategy.
+    """
+    cache = scored(stream)
+    if cache.lengths[0] > retention.budget + retention.slack:
+        cache.prune(is_final=False)
 
 
 def read(model: RetainingLM, streams: Sequence[TextStream], retention: Retention) -> None:
@@ -169,7 +188,7 @@ def read(model: RetainingLM, streams: Sequence[TextStream], retention: Retention
     feed(model, [Rows(s.cache, s.ids[s.cache.cursor : s.cache.cursor + piece.count], logits=0) for s, piece in todo])
     for stream, piece in todo:
         if piece.prunes:
-            _scored(stream).prune(piece.is_final)
+            scored(stream).prune(piece.is_final)
 
 
 def read_all(model: RetainingLM, streams: Sequence[TextStream], retention: Retention) -> None:
@@ -178,7 +197,8 @@ def read_all(model: RetainingLM, streams: Sequence[TextStream], retention: Reten
         read(model, unread, retention)
 
 
-def _scored(stream: TextStream) -> ScoredCache:
+def scored(stream: TextStream) -> ScoredCache:
+    """The stream's cache, which must be one of scores."""
     if not isinstance(stream.cache, ScoredCache):
         raise TypeError(f"reading under a budget takes a cache of scores, got a {type(stream.cache).__name__}")
     return stream.cache

@@ -10,13 +10,14 @@ Meta's licence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from riverrun.kernels.cache import CachePoisoned, KVCache
 from riverrun.models.base import (
     TICKS_PER_SECOND,
     BadRequest,
@@ -30,6 +31,7 @@ from riverrun.models.base import (
     StreamModel,
 )
 from riverrun.models.snapshot import below, to_arrays, to_tensors
+from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.decoding import TextStream, cache_bytes, decode, text_cache
 from riverrun.models.text.lm_weights import load_lm, read_config, stop_ids
 from riverrun.models.text.sampling import SeededChance
@@ -62,9 +64,15 @@ class TextState:
         return len(self.stream.ids) + sum(len(prompt) for prompt in self.waiting)
 
     def snapshot(self) -> Snapshot:
-        """Exact: the cache's slots, ids, the strategy's drafts, draws made, prompts that wait."""
+        """Exact: the cache's slots, ids, the strategy's drafts, draws made, prompts that wait.
+
+        Raises Corrupt for a session whose cache a failed step has left half-written.
+        """
         stream = self.stream
-        cache_meta, cache = stream.cache.snapshot()
+        try:
+            cache_meta, cache = stream.cache.snapshot()
+        except CachePoisoned as error:
+            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored") from error
         tensors = {f"cache/{name}": tensor for name, tensor in cache.items()} | {"ids": torch.tensor(stream.ids)}
         arrays, dtypes = to_arrays(tensors)
         meta = {
@@ -102,7 +110,7 @@ class LanguageModel(StreamModel):
         """
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         stated = read_config(weights, config)
-        self.model = load_lm(weights, stated, dtype=float_dtype(dtype), device=place)
+        self.model = self._load(weights, stated, float_dtype(dtype), place)
         self.stop_ids = stop_ids(weights, stated)
         self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         longest = self.model.config.max_position_embeddings
@@ -120,15 +128,14 @@ class LanguageModel(StreamModel):
             chunk_frames=min(reach, params.max_tokens),
             fps=TICKS_PER_SECOND / self.ticks,
             controls=("prompt",) if self.tokenizer else (),
-            retained_bytes=cache_bytes(self.model, self.capacity) + 8 * self.capacity,
+            retained_bytes=self._session_bytes(reach),
         )
 
     def open(self, params: TextParams, seed: int) -> TextState:
         decoder = strategy(params, self.model.config, self.stop_ids)
         if decoder.reach >= self.capacity:
             raise BadRequest(f"drafts of {decoder.reach} tokens don't fit a session of {self.capacity}")
-        cache = text_cache(self.model, self.capacity)
-        stream = TextStream(cache, SeededChance(seed), decoder, [], decoder.open(), is_ended=True)
+        stream = TextStream(self._cache(decoder.reach), SeededChance(seed), decoder, [], decoder.open(), is_ended=True)
         return TextState(params, seed, stream)
 
     def push(self, state: TextState, chunk: Chunk) -> None:
@@ -155,8 +162,8 @@ class LanguageModel(StreamModel):
         """One forward for all; none to some dozens of tokens each. A failed step leaves every text as it was."""
         for state in states:
             if state.stream.is_ended and state.waiting:
-                state.stream.prompt(state.waiting.pop(0))
-        tokens = decode(self.model, [state.stream for state in states])
+                self._begin(state.stream, state.waiting.pop(0))
+        tokens = self._go_on([state.stream for state in states])
         return [self._emit(state, len(new)) for state, new in zip(states, tokens, strict=True)]
 
     def restore(self, params: TextParams, snapshot: Snapshot) -> TextState:
@@ -177,14 +184,35 @@ class LanguageModel(StreamModel):
                 setattr(owner, name, value)
         return state
 
+    # -- what a model with another memory does otherwise (Locret) --------------------------------------------
+
+    def _load(self, weights: str, config: Mapping[str, Any], dtype: torch.dtype, device: str) -> CausalLM:
+        return load_lm(weights, config, dtype=dtype, device=device)
+
+    def _cache(self, reach: int) -> KVCache:
+        return text_cache(self.model, self.capacity)
+
+    def _session_bytes(self, reach: int) -> int:
+        return cache_bytes(self.model, self.capacity) + 8 * self.capacity
+
+    def _room(self, state: TextState) -> int | None:
+        """Tokens the session can still hold beside a draft; None if there is no end to it."""
+        return self.capacity - state.stream.decoder.reach - state.tokens
+
+    def _begin(self, stream: TextStream, prompt: list[int]) -> None:
+        stream.prompt(prompt)
+
+    def _go_on(self, streams: list[TextStream]) -> list[list[int]]:
+        """One step of every stream; the new tokens of each."""
+        return decode(self.model, streams)
+
     # -- parts -----------------------------------------------------------------------------------------------
 
     def _take(self, state: TextState, ids: np.ndarray) -> None:
         vocab = self.model.config.vocab_size
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab:
             raise BadRequest(f"a prompt is one or more token ids below {vocab}, got {ids.dtype} {list(ids.shape)}")
-        room = self.capacity - state.stream.decoder.reach - state.tokens
-        if len(ids) > room:
+        if (room := self._room(state)) is not None and len(ids) > room:
             raise BadRequest(f"the session has room for {max(room, 0)} more tokens of prompt, got {len(ids)}")
         state.waiting.append(ids.tolist())
 
@@ -193,7 +221,8 @@ class LanguageModel(StreamModel):
         stream, start = state.stream, len(state.stream.ids) - new
         stream.cut(stream.turn + state.params.max_tokens)
         kept = stream.ids[start:]
-        stream.is_ended |= state.tokens + stream.decoder.reach > self.capacity
+        room = self._room(state)
+        stream.is_ended |= room is not None and room < 0
         if not kept:
             return []
         at = state.emitted
