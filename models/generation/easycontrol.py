@@ -99,7 +99,7 @@ class EasyControl(StreamModel):
         **options: Any,
     ) -> None:
         """weights, vae: a path or a hub name, in diffusers' layout. subjects, spatials: the LoRA file of each
-        condition, by the name of its port; a file trained on several conditions is named once for each, in its order.
+        condition, by the name of its port (see `load_conditions`).
         *_config: diffusers' config.json, default the released sizes. device: default CUDA where there is one.
         options: EasyControlOptions.
         """
@@ -209,23 +209,21 @@ class EasyControl(StreamModel):
         return state
 
     def _fill(self, state: EasyControlState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-        if set(meta["waiting"]) != set(state.waiting):
-            raise Corrupt(
-                f"the snapshot is of conditions {sorted(meta['waiting'])}, this is of {sorted(state.waiting)}"
-            )
+        subjects = below(tensors, "subject/")
+        wanted = [condition.port for condition in self._chosen(state.params)]
+        if set(meta["waiting"]) != set(state.waiting) or not set(subjects) <= set(wanted):
+            raise Corrupt(f"the snapshot is of conditions {sorted({*meta['waiting'], *subjects})}, this is of {wanted}")
         for port, queue in meta["waiting"].items():
             images = (tensors[f"waiting/{port}/{i}"].numpy() for i in range(len(queue)))
             state.waiting[port] = [Waiting(image, *rest) for image, rest in zip(images, queue, strict=True)]
-        state.subjects = {port: image.numpy() for port, image in below(tensors, "subject/").items()}
+        state.subjects = {port: image.numpy() for port, image in subjects.items()}
         if "embedding" in tensors:
             state.embedding = tensors["embedding"].to(self.device)
         if pending := meta["pending"]:
             state.pending = Control(**pending, embedding=tensors["pending"].numpy())
         state.frames, state.revision = meta["frames"], meta["revision"]
         for port, key in meta["keys"].items():
-            if port not in self.conditions or state.embedding is None:
-                raise Corrupt(f"the snapshot has keys of condition {port!r}, and not what they are made of")
-            if self._key(state, self.conditions[port], state.subjects[port], state.embedding) != key:
+            if self._key(state, self.conditions[port], state.subjects[port], tensors["embedding"]) != key:
                 raise Corrupt(f"condition {port!r} would be built from another LoRA or other parameters than it was")
 
     # -- parts of a step -------------------------------------------------------------------------------------

@@ -228,8 +228,9 @@ def test_snapshots_that_do_not_fit_are_corrupt(model: EasyControl, folder: Path)
     other = load(folder, subjects={"subject": str(folder / "depth.safetensors")})
     with pytest.raises(Corrupt, match="another LoRA"):
         other.restore(state.params, snapshot)
-    with pytest.raises(Corrupt, match=r"of conditions \['depth'\], this is of \[\]"):
-        model.restore(dataclasses.replace(state.params, conditions={"subject": 1.0}), snapshot)
+    for port in ("subject", "depth"):
+        with pytest.raises(Corrupt, match=rf"of conditions \['depth', 'subject'\], this is of \['{port}'\]"):
+            model.restore(dataclasses.replace(state.params, conditions={port: 1.0}), snapshot)
     with pytest.raises(Corrupt, match="the snapshot lacks 'subject'"):
         model.restore(state.params, dataclasses.replace(snapshot, tensors={"embedding": snapshot.tensors["embedding"]}))
     with pytest.raises(Corrupt, match="version 0, this model reads 1"):
