@@ -16,6 +16,7 @@ from riverrun.models.inspect import inspect_checkpoint
 from riverrun.models.text.causal_lm import CausalLM, WholeMemory
 from riverrun.models.text.decoding import text_cache
 from riverrun.models.text.lm_config import LMConfig
+from riverrun.models.text.lm_sizes import infer_lm
 from riverrun.models.text.lm_weights import load_lm, read_config, stop_ids
 from riverrun.models.text.packed import Rows, feed
 
@@ -152,3 +153,49 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(BadRequest, match=r"needs its config\.json"):
         read_config(tmp_path)
+
+
+RELEASED: list[
+    tuple[dict[str, Any], int, int]
+] = [  # config, parameters, bytes of a token's keys and values in bfloat16
+    (
+        {"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944}
+        | {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
+        7_615_616_512,
+        57_344,
+    ),
+    (
+        {"model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288}
+        | {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
+        8_190_735_360,
+        147_456,
+    ),
+    (
+        {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
+        8_030_261_248,
+        131_072,
+    ),
+    (
+        {"model_type": "phi3", "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192}
+        | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
+        3_821_079_552,
+        393_216,
+    ),
+]
+
+
+@pytest.mark.parametrize(("sizes", "parameters", "a_token"), RELEASED, ids=["7B", "8B", "Llama 3.1", "Phi-3 mini"])
+def test_released_sizes(sizes: dict[str, Any], parameters: int, a_token: int) -> None:
+    config = LMConfig.read(sizes | {"max_position_embeddings": 32768})
+    with torch.device("meta"):
+        model = CausalLM(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert config.kv_bytes(1, torch.bfloat16) == a_token
+    family, found = infer_lm(model.state_dict())
+    assert (family, found.hidden_size, found.intermediate_size) == (
+        sizes["model_type"],
+        config.hidden_size,
+        config.intermediate_size,
+    )
+    assert found.kv_bytes(1, torch.bfloat16) == a_token
