@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from riverrun.kernels.policies import Plan, PlannedPolicy
+from riverrun.kernels.policies import Plan, PlannedPolicy, PooledPolicy
 
 KeyForm = Literal["raw", "normed", "rotated"]
 
@@ -31,7 +32,8 @@ KeyForm = Literal["raw", "normed", "rotated"]
 class CacheSpec:
     """Shape of a cache. keys: what a stored key is; the caller owns positions and rotates as this says.
 
-    page: slots in a page; a planned policy gives each layer one run of pages, so its reads are views.
+    page: slots in a page; a planned policy gives each layer one run of pages, so its reads are views. Under a pooled
+    policy pages go to the layer that needs them, and reads are copies.
     """
 
     name: str
@@ -61,9 +63,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.spec, self.policy = spec, policy
-        pages = -(-policy.capacity // spec.page)  # a layer, rounded up
-        self.table = [list(range(layer * pages, (layer + 1) * pages)) for layer in range(spec.layers)]
-        shape = (spec.rows, spec.layers * pages * spec.page, spec.heads, spec.head_dim)
+        self.table, self._free = _page_table(spec, policy)
+        count = sum(map(len, self.table)) + len(self._free)
+        shape = (spec.rows, count * spec.page, spec.heads, spec.head_dim)
         # zeros, not empty: a sink that is not yet filled is attended to as zeros (longlive.md §15.3)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
@@ -90,18 +92,21 @@ class KVCache:
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Stores the call's new rows, k and v [rows, new, heads, head_dim], where the plan says."""
         plan = self._planned(layer)
+        self._own(layer, plan.length)
         self._put(layer, plan.write, k[:, plan.skip :], v[:, plan.skip :])
 
     def keep(self, layer: int, slots: Tensor) -> None:
-        """Content policies: after `write`, head h of `layer` keeps `slots[h]`, [heads, n] ascending, packed in front.
+        """Content policies: after `write`, head h of `layer` keeps `slots[..., h, :]`, packed in front.
 
-        The call's queries see what was kept, and that is what `commit` counts.
+        slots: [heads, n] or [rows, heads, n], ascending. The call's queries see what was kept, and that is what
+        `commit` counts.
         """
         plan = self._planned(layer)
-        index = slots.t()[None, :, :, None].expand(self.spec.rows, -1, -1, self.spec.head_dim)  # (rows, n, H, D)
+        index = slots.transpose(-1, -2)[..., None].expand(self.spec.rows, -1, -1, self.spec.head_dim)  # (rows, n, H, D)
         k, v = (self._slots(pool, layer, 0, plan.length).gather(1, index) for pool in (self.k, self.v))
         self._put(layer, 0, k, v)
-        count = slots.shape[1]
+        count = slots.shape[-1]
+        self._own(layer, count)
         self._plans[layer] = dataclasses.replace(plan, length=count, attend=((0, count),), write=0)
 
     def keys(self, layer: int) -> Tensor:
@@ -121,6 +126,8 @@ class KVCache:
         """Forgets a call that failed. One that only appended leaves no trace; any other poisons the cache."""
         if all(not p.evict and p.write >= length for p, length in zip(self._plans, self.lengths, strict=False)):
             self._plans = []
+            for layer, length in enumerate(self.lengths):
+                self._own(layer, length)
 
     def truncate(self, cursor: int) -> None:
         """Takes back the newest rows down to `cursor` (a draft that was not accepted). Nothing may be evicted yet."""
@@ -129,14 +136,43 @@ class KVCache:
             raise ValueError(f"can truncate to {self.cursor - min(self.lengths)}..{self.cursor}, got {cursor}")
         self.cursor, self.lengths = cursor, [length - dropped for length in self.lengths]
 
+    def trim(self, length: int) -> None:
+        """Lets go of the oldest rows of every layer, down to the newest `length`; the cursor stays.
+
+        Between calls, for windows that a policy can't know from the cursor: chunks of uneven sizes (InfVSR).
+        """
+        if self._plans:
+            raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
+        if length < 0:
+            raise ValueError(f"length must not be negative, got {length}")
+        for layer, filled in enumerate(self.lengths):
+            if filled > length:
+                self._evict(layer, 0, filled - length)
+                self.lengths[layer] = length
+
+    def adopt(self, cursor: int, chosen: Sequence[int]) -> None:
+        """As `truncate(cursor)`, but the rows at positions `chosen`, ascending, stay and follow on from `cursor`.
+
+        For drafts of several candidates laid end to end, of which one was accepted.
+        """
+        if list(chosen) != list(range(cursor, cursor + len(chosen))):
+            index = torch.tensor(chosen, device=self.k.device) - cursor
+            for layer, length in enumerate(self.lengths):
+                start = length - self.cursor + cursor
+                newest = (self._slots(pool, layer, start, length) for pool in (self.k, self.v))
+                k, v = (part.index_select(1, index) for part in newest)
+                self._put(layer, start, k, v)
+        self.truncate(cursor + len(chosen))
+
     def clear(self) -> None:
         """Zeroes keys and values; cursor and lengths stay (longlive.md §7.1)."""
         self.k.zero_()
         self.v.zero_()
 
     def slots(self, part: Literal["k", "v"], layer: int) -> Tensor:
-        """All slots of a layer, filled or not, [rows, capacity, heads, head_dim]; for tests and inspection."""
-        return self._slots(self.k if part == "k" else self.v, layer, 0, self.policy.capacity)
+        """All slots of a layer, filled or not, [rows, slots, heads, head_dim]; for tests and inspection."""
+        owned = min(self.policy.capacity, len(self.table[layer]) * self.spec.page)
+        return self._slots(self.k if part == "k" else self.v, layer, 0, owned)
 
     # -- size, snapshot --------------------------------------------------------------------------------------
 
@@ -148,18 +184,16 @@ class KVCache:
     @property
     def fill(self) -> float:
         """Share of the slots in use, 0..1."""
-        return sum(self.lengths) / (self.spec.layers * self.policy.capacity)
+        policy = self.policy
+        total = policy.pool if isinstance(policy, PooledPolicy) else self.spec.layers * policy.capacity
+        return sum(self.lengths) / total
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(meta, tensors): the filled slots of all layers end to end, in physical order; tensors are on the CPU."""
         if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
-        meta = {
-            "spec": asdict(self.spec),
-            "policy": repr(self.policy),
-            "cursor": self.cursor,
-            "lengths": list(self.lengths),
-        }
+        meta: dict[str, Any] = {"spec": asdict(self.spec), "policy": repr(self.policy)}
+        meta |= {"cursor": self.cursor, "lengths": list(self.lengths)}
         return meta, {"k": self._packed(self.k), "v": self._packed(self.v)}
 
     def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -173,6 +207,9 @@ class KVCache:
                 raise ValueError(f"cache {self.spec.name!r}: snapshot is of {meta[part]}, this one is {mine}")
         self.clear()
         self.cursor, self.lengths, self._plans = meta["cursor"], list(meta["lengths"]), []
+        self.table, self._free = _page_table(self.spec, self.policy)
+        for layer, length in enumerate(self.lengths):
+            self._own(layer, length)
         parts = zip(*(tensors[name].split(self.lengths, dim=1) for name in ("k", "v")), strict=True)
         for layer, (k, v) in enumerate(parts):
             self._put(layer, 0, k.to(self.k), v.to(self.v))
@@ -185,6 +222,16 @@ class KVCache:
         for layer, part in enumerate(packed.split(self.lengths, dim=1)):
             part.copy_(self._slots(pool, layer, 0, self.lengths[layer]))
         return packed
+
+    def _own(self, layer: int, slots: int) -> None:
+        """Pooled policies: gives the layer just the pages that `slots` need, from those no layer has."""
+        if not isinstance(self.policy, PooledPolicy):
+            return
+        pages, wanted = self.table[layer], -(-slots // self.spec.page)
+        while len(pages) > wanted:
+            self._free.append(pages.pop())
+        while len(pages) < wanted:
+            pages.append(self._free.pop())
 
     def _planned(self, layer: int) -> Plan:
         if not self._plans:
@@ -211,12 +258,12 @@ class KVCache:
     def _run(self, layer: int) -> int | None:
         """First physical slot of a layer whose pages follow one another; None if they don't."""
         pages = self.table[layer]
-        together = all(b == a + 1 for a, b in itertools.pairwise(pages))
+        together = bool(pages) and all(b == a + 1 for a, b in itertools.pairwise(pages))
         return pages[0] * self.spec.page if together else None
 
     def _physical(self, layer: int, start: int, stop: int) -> Tensor:
         slots = torch.arange(start, stop, device=self.k.device)
-        pages = torch.tensor(self.table[layer], device=self.k.device)
+        pages = torch.tensor(self.table[layer], dtype=torch.int64, device=self.k.device)
         return pages[slots // self.spec.page] * self.spec.page + slots % self.spec.page
 
     def _evict(self, layer: int, keep: int, evict: int) -> None:
@@ -224,3 +271,31 @@ class KVCache:
         stop = self.lengths[layer]
         k, v = (self._slots(pool, layer, keep + evict, stop).clone() for pool in (self.k, self.v))
         self._put(layer, keep, k, v)
+
+
+def _page_table(spec: CacheSpec, policy: PlannedPolicy) -> tuple[list[list[int]], list[int]]:
+    """(each layer's pages, those no layer has) of an empty cache."""
+    if isinstance(policy, PooledPolicy):
+        spare = -(-policy.pool // spec.page) + spec.layers  # each layer's last page may be nearly empty
+        return [[] for _ in range(spec.layers)], list(range(spare))[::-1]
+    pages = -(-policy.capacity // spec.page)  # a layer, rounded up
+    return [list(range(layer * pages, (layer + 1) * pages)) for layer in range(spec.layers)], []
+
+
+@contextmanager
+def calling(caches: Sequence[KVCache], starts: Sequence[int], new: int | Sequence[int]) -> Iterator[None]:
+    """One call on several sessions' caches: begun here, committed at the end, rolled back if anything fails.
+
+    new: rows of each session, one number if all bring as many.
+    """
+    counts = [new] * len(caches) if isinstance(new, int) else new
+    try:
+        for cache, start, count in zip(caches, starts, counts, strict=True):
+            cache.begin(start, count)
+        yield
+    except BaseException:
+        for cache in caches:
+            cache.rollback()
+        raise
+    for cache in caches:
+        cache.commit()

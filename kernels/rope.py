@@ -53,3 +53,10 @@ def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (part[None, :, None, :] for part in turn)  # (1, T, 1, D/2)
     even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, D/2) each
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def rotate_halves(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """As `rotate`, for pairs of channels (j, j + D/2) (transformers' form of Llama, Qwen and Phi)."""
+    cos, sin = (part[None, :, None, :] for part in turn)  # (1, T, 1, D/2)
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)  # (B, T, H, D/2) each
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 _BITS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 """Dtypes that numpy lacks, and those whose bits stand for them."""
@@ -29,3 +32,8 @@ def to_tensors(
         name: torch.from_numpy(np.array(array)).view(getattr(torch, dtypes[name])).to(device)
         for name, array in arrays.items()
     }
+
+
+def below(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Those whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from riverrun.models.base import BadRequest, Unavailable
 
-PICKLES = (".pt", ".pth", ".bin")
+Sizes = TypeVar("Sizes")
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLES)
 WRAPPERS = ("generator", "generator_ema", "model", "model_state", "state_dict")
 """Keys under which training scripts put the weights proper, the preferred one first."""
@@ -52,7 +54,8 @@ def _fetch(repo: str, inside: str) -> Path:
 
     is_file = inside.endswith((*SUFFIXES, ".json", ".model"))
     folder = f"{inside.rstrip('/')}/" if inside and not is_file else ""
-    wanted = [inside] if is_file else [f"{folder}*.safetensors", f"{folder}*.json", f"{folder}*.model"]
+    kinds = ("*.safetensors", "*.json", "*.model", "merges.txt")  # the last: of tokenizers without a tokenizer.json
+    wanted = [inside] if is_file else [f"{folder}{kind}" for kind in kinds]
     try:
         path = Path(snapshot_download(repo, allow_patterns=wanted)) / inside
     except LocalEntryNotFoundError as error:
@@ -227,6 +230,16 @@ def misfit(expected: Mapping[str, Iterable[int]], tensors: Mapping[str, Tensor])
         unexpected=tuple(sorted(tensors.keys() - expected.keys())),
         misshapen=tuple(f"{name} is {got}, not {want}" for name, (want, got) in shapes.items() if want != got),
     )
+
+
+def read_sizes(cls: type[Sizes], path: str | None, default: Sizes) -> Sizes:
+    """A model's sizes from a JSON file of the fields of `cls`, or `default` where there is no path."""
+    return default if path is None else cls(**as_tuples(json.loads(Path(path).read_text())))
+
+
+def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON and YAML have lists where frozen dataclasses have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def float_dtype(name: str) -> torch.dtype:

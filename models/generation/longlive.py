@@ -6,9 +6,7 @@ cache, the clean latents for a prompt switch and the decoder's histories are all
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,13 +40,21 @@ from riverrun.models.generation.longlive_state import (
 )
 from riverrun.models.generation.rollout import BlockSampler, LatentStream
 from riverrun.models.key_forms import dit_keys, vae_keys
-from riverrun.models.snapshot import to_tensors
+from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
 from riverrun.models.wan.sizes import dit_session, vae_session
 from riverrun.models.wan.stream import TextEntry
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
-from riverrun.models.weights import ADAPTER_WRAPPERS, float_dtype, load_strict, merge_lora, read
+from riverrun.models.weights import (
+    ADAPTER_WRAPPERS,
+    as_tuples,
+    float_dtype,
+    load_strict,
+    merge_lora,
+    read,
+    read_sizes,
+)
 
 
 class LongLive(StreamModel):
@@ -72,12 +78,12 @@ class LongLive(StreamModel):
         """weights, vae, lora: a path or a hub name, any form `models/weights.py` reads. *_config: JSON with the
         sizes, default the released 1.3 B model's. device: default CUDA where there is one. options: LongLiveOptions.
         """
-        self.options = parse_params(LongLiveOptions, _tuples(options))
+        self.options = parse_params(LongLiveOptions, as_tuples(options))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = float_dtype(dtype)
         with torch.device("meta"):
-            self.model = WanModel(dit_config(weights_config)).eval()
-            self.vae = WanVAE(vae_sizes(vae_config)).eval()
+            self.model = WanModel(read_sizes(WanConfig, weights_config, WAN_1_3B)).eval()
+            self.vae = WanVAE(read_sizes(VAEConfig, vae_config, WAN21_VAE)).eval()
         tensors = dit_keys(read(weights))
         if lora is not None:
             tensors = merge_lora(tensors, read(lora, wrappers=ADAPTER_WRAPPERS), alpha=lora_alpha)
@@ -167,8 +173,8 @@ class LongLive(StreamModel):
         if recent.shape[1:] != wanted:
             raise ValueError(f"its latents are {list(recent.shape[1:])}, the parameters ask for {list(wanted)}")
         state.stream.recent, state.stream.start = recent.to(self.device), meta["start"]
-        state.stream.cache.restore(meta["cache"], _below(tensors, "cache/"))
-        kept = {path: tensor.to(self.device) for path, tensor in _below(tensors, "histories/").items()}
+        state.stream.cache.restore(meta["cache"], below(tensors, "cache/"))
+        kept = {path: tensor.to(self.device) for path, tensor in below(tensors, "histories/").items()}
         state.histories = Histories.restore(meta["histories"], kept)
         if "embedding" in tensors:
             state.embedding = tensors["embedding"].to(self.device)
@@ -251,26 +257,3 @@ class LongLive(StreamModel):
 def _levels(pixels: Tensor) -> Tensor:
     """(T, 3, H, W) in [-1, 1] -> uint8 (T, H, W, 3), contiguous as it goes onto the wire."""
     return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def dit_config(path: str | None) -> WanConfig:
-    """Sizes of the transformer from a JSON file, or the released ones."""
-    return WAN_1_3B if path is None else WanConfig(**_sizes(path))
-
-
-def vae_sizes(path: str | None) -> VAEConfig:
-    """Sizes of the VAE from a JSON file, or the released ones."""
-    return WAN21_VAE if path is None else VAEConfig(**_sizes(path))
-
-
-def _sizes(path: str) -> dict[str, Any]:
-    return _tuples(json.loads(Path(path).read_text()))
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON and YAML have lists where frozen dataclasses have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -148,8 +148,13 @@ class WanVAE(nn.Module):
 
         T' = 4T, and three less where `histories` has seen no latent yet. Raises ValueError for wrong shapes.
         """
+        return self.decode_unclamped(latents, histories).clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode_unclamped(self, latents: Tensor, histories: Histories) -> Tensor:
+        """As `decode`, for callers that blend overlapping pictures before they clamp."""
         self._check("latents", latents, self.config.z_dim)
-        return self._decode(latents, histories).clamp(-1, 1)
+        return self._decode(latents, histories)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, histories: Histories) -> Tensor:

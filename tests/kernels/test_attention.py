@@ -26,3 +26,15 @@ def test_unknown_backend_is_named() -> None:
     q = torch.zeros(1, 1, 1, 4)
     with pytest.raises(ValueError, match=r"'fast'.*flash, sdpa, reference"):
         attention(q, q, q, backend="fast")
+
+
+def test_a_mask_says_who_sees_whom() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(1, 3, 4, 8)
+    k, v = (torch.randn(1, 5, 2, 8) for _ in range(2))
+    mask = torch.tensor([[1, 0, 0, 0, 1], [1, 1, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
+    out = attention(q, k, v, mask=mask)
+    torch.testing.assert_close(out, reference_attention(q, k, v, mask=mask))
+    torch.testing.assert_close(out[0, 2], v[0, 2].repeat_interleave(2, dim=0))  # the third sees one key only
+    with pytest.raises(ValueError, match="causal or has a mask"):
+        attention(q, k, v, causal=True, mask=mask)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from riverrun.kernels.cache import CachePoisoned, CacheSpec, KVCache
-from riverrun.kernels.policies import Full, PlannedPolicy, SinkWindow
+from riverrun.kernels.cache import CachePoisoned, CacheSpec, KVCache, calling
+from riverrun.kernels.policies import DiverseKeys, Full, PlannedPolicy, SinkWindow, smallest_total
 
 SPEC = CacheSpec("self", layers=2, heads=2, head_dim=3, keys="raw", page=4, rows=2)
 
@@ -90,6 +90,37 @@ def test_a_draft_is_taken_back() -> None:
         cache.truncate(9)
 
 
+@pytest.mark.parametrize("chosen", [[], [5, 6], [5, 8, 9], [7, 10]])
+def test_one_of_several_drafts_is_adopted(chosen: list[int]) -> None:
+    cache = KVCache(SPEC, Full(64))
+    append(cache, 0, 5)
+    append(cache, 5, 6)
+    cache.adopt(5, chosen)
+    for layer in range(2):
+        assert positions(cache, layer) == [0, 1, 2, 3, 4, *chosen]
+    assert cache.cursor == 5 + len(chosen)
+    append(cache, cache.cursor, 2)
+    with pytest.raises(ValueError, match="can truncate to"):
+        cache.adopt(-1, [])
+
+
+def test_the_oldest_rows_are_let_go_between_calls() -> None:
+    cache = KVCache(SPEC, Full(16))
+    for start, new in ((0, 8), (8, 5)):
+        append(cache, start, new)
+        cache.trim(new)
+    assert (cache.cursor, cache.lengths) == (13, [5, 5])
+    cache.trim(9)  # nothing to let go of
+    append(cache, 13, 3)
+    assert positions(cache) == list(range(8, 16))
+    assert positions(cache, 1) == list(range(8, 16))
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        cache.trim(-1)
+    cache.begin(16, 1)
+    with pytest.raises(CachePoisoned, match="in the middle of a call"):
+        cache.trim(0)
+
+
 def test_heads_may_keep_different_rows_and_layers_different_numbers() -> None:
     cache = KVCache(SPEC, Full(16))
     cache.begin(0, 8)
@@ -125,3 +156,81 @@ def test_a_failed_overwrite_poisons() -> None:
         cache.begin(15, 3)
     with pytest.raises(CachePoisoned):
         cache.snapshot()
+
+
+POOLED = CacheSpec("global", layers=3, heads=2, head_dim=4, keys="rotated", page=4)
+FRAME = 6
+
+
+class PooledStream:
+    """A cache under DiverseKeys, with what is in it kept beside in plain lists."""
+
+    def __init__(self, total: int) -> None:
+        self.cache = KVCache(POOLED, DiverseKeys(total, POOLED.layers, FRAME))
+        self.scores = torch.zeros(POOLED.layers)
+        self.mirror = [torch.empty(1, 0, 2, 4) for _ in range(POOLED.layers)]
+        self.draw = torch.Generator().manual_seed(0)
+
+    def frame(self) -> None:
+        policy = self.cache.policy
+        budgets = policy.budgets(self.scores)
+        with calling([self.cache], [self.cache.cursor], FRAME):
+            for layer, budget in enumerate(budgets):
+                k = torch.randn(1, FRAME, 2, 4, generator=self.draw) + layer  # layers differ in likeness
+                self.cache.write(layer, k, -k)
+                self.mirror[layer] = torch.cat([self.mirror[layer], k], dim=1)
+                if (found := policy.select(self.cache.keys(layer), budget)) is not None:
+                    slots, self.scores[layer] = found
+                    self.cache.keep(layer, slots)
+                    index = slots.transpose(1, 2)[..., None].expand(-1, -1, -1, 4)
+                    self.mirror[layer] = self.mirror[layer].gather(1, index)
+                assert torch.equal(self.cache.keys(layer), self.mirror[layer])
+                assert torch.equal(self.cache.values(layer), -self.mirror[layer])
+
+
+def test_pages_move_between_layers_and_the_pool_stays() -> None:
+    stream = PooledStream(total=smallest_total(3, FRAME))
+    seen, held = set(), stream.cache.nbytes
+    for _ in range(60):
+        stream.frame()
+        assert sum(stream.cache.lengths) <= stream.cache.policy.total
+        owned = [page for pages in stream.cache.table for page in pages]
+        assert len(set(owned)) == len(owned)
+        seen.add(tuple(stream.cache.lengths))
+    assert stream.cache.nbytes == held == 2 * 4 * 2 * 4 * 4 * (-(-stream.cache.policy.pool // 4) + 3)
+    assert len(seen) > 5
+    assert 0 < stream.cache.fill < 1
+
+
+def test_a_pooled_cache_is_restored_bit_equal() -> None:
+    a, b = PooledStream(total=120), PooledStream(total=120)
+    for _ in range(12):
+        a.frame()
+        b.frame()
+    b.cache.k.fill_(float("nan"))
+    b.cache.table = [[0], [], [1]]
+    b.cache.restore(*a.cache.snapshot())
+    for _ in range(12):
+        a.frame()
+        b.frame()
+    assert a.cache.lengths == b.cache.lengths
+
+
+def test_pages_of_a_failed_append_are_given_back() -> None:
+    stream = PooledStream(total=10_000)
+    stream.frame()
+    before = [list(pages) for pages in stream.cache.table]
+    stream.cache.begin(FRAME, FRAME)
+    stream.cache.write(0, torch.zeros(1, FRAME, 2, 4), torch.zeros(1, FRAME, 2, 4))
+    assert stream.cache.table != before
+    stream.cache.rollback()
+    assert stream.cache.table == before
+    stream.frame()
+
+
+def test_rows_of_a_batch_keep_their_own() -> None:
+    cache = KVCache(SPEC, Full(16))
+    cache.begin(0, 4)
+    cache.write(0, *rows(0, 4))
+    cache.keep(0, torch.tensor([[[0, 1], [0, 2]], [[1, 3], [2, 3]]]))
+    assert cache.keys(0)[:, :, :, 0].tolist() == [[[0, 0], [1, 2]], [[1, 2], [3, 3]]]

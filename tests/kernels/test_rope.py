@@ -1,6 +1,6 @@
 import torch
 
-from riverrun.kernels.rope import angles, angles_3d, axis_dims, rotate, rotation
+from riverrun.kernels.rope import angles, angles_3d, axis_dims, rotate, rotate_halves, rotation
 
 
 def test_relative_positions_only() -> None:
@@ -29,3 +29,11 @@ def test_tokens_are_in_frame_row_column_order() -> None:
     torch.testing.assert_close(got[7, :time], angles(torch.tensor([4]), 8)[0])  # frame 1, row 0, column 1
     torch.testing.assert_close(got[7, time : time + rows], angles(torch.tensor([0]), 8)[0])
     torch.testing.assert_close(got[7, -columns:], angles(torch.tensor([1]), 8)[0])
+
+
+def test_halves_are_the_same_turns_in_another_order() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3, 8)
+    turn = rotation(angles(torch.arange(5), 8))
+    order = [0, 4, 1, 5, 2, 6, 3, 7]  # pairs (j, j + 4) put side by side
+    torch.testing.assert_close(rotate_halves(x, turn)[..., order], rotate(x[..., order], turn))

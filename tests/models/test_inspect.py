@@ -30,6 +30,10 @@ def weights(case: str, prefix: str = "w/") -> dict[str, Tensor]:
         ("wan/wan_dit_diffusers", "wan-dit", "diffusers", {"dim": 40, "num_layers": 2, "ffn_dim": 80}),
         ("wan/wan_vae", "wan-vae", "original", {"dim": 3, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 2}),
         ("longlive/vae_stream", "wan-vae", "original", {"dim_mult": (1, 2, 2, 2), "num_res_blocks": 1, "z_dim": 16}),
+        ("ca2vdm/ca2_notext_weights", "stdit", "original", {"hidden_size": 32, "table_len": 11, "caption_channels": 0}),
+        ("vidgpt/vidgpt_weights", "stdit", "original", {"latent_size": (4, 4), "depth": 2, "text_len": 7}),
+        ("infvsr/infvsr_dit_stream", "wan-dit", "original", {"dim": 40, "text_dim": 512, "in_dim": 16}),
+        ("infvsr/infvsr_visual_guidance", "guidance", "original", {"img_size": 32, "depths": (2, 2), "window_size": 4}),
         ("wan/wan_umt5", "umt5", "original", {"vocab_size": 60, "d_model": 32, "d_kv": 6, "num_heads": 4}),
     ],
 )
@@ -41,7 +45,19 @@ def test_recognised_and_complete(tmp_path: Path, case: str, what: str, form: str
     assert found.tensors == len(weights(case))
     assert found.nbytes == 4 * found.parameters
     assert "all there, none too many" in render(found)
-    assert "num_heads" not in found.config or what == "umt5", "heads don't show in shapes"
+    assert "num_heads" not in found.config or what in ("umt5", "guidance"), "heads don't show in shapes"
+
+
+def test_the_adapter_of_the_guidance_and_a_trunk_that_lacks_a_part(tmp_path: Path) -> None:
+    save_file(weights("infvsr/infvsr_visual_guidance", "w_dape/"), tmp_path / "dape.safetensors")
+    found = inspect_checkpoint(tmp_path / "dape.safetensors")
+    assert (found.what, found.name, found.is_loadable) == ("dape", "DAPE adapter, 4 layers", True)
+    tensors = weights("infvsr/infvsr_visual_guidance")
+    del tensors["visual_encoder.norm.bias"]
+    tensors |= {"tag_head.weight": torch.zeros(2), "visual_encoder.layers.0.blocks.1.attn_mask": torch.zeros(2)}
+    save_file(tensors, tmp_path / "ram.safetensors")
+    found = inspect_checkpoint(tmp_path / "ram.safetensors")
+    assert (found.misfit.missing, found.misfit.unexpected) == (("visual_encoder.norm.bias",), ())
 
 
 def test_missing_unexpected_and_misshapen_are_listed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 class Case:
     """One fixture. meta: its JSON. Tensors are found by their full names: "w/…", "in/…", "out/…".
 
+    folder: where it lies, for fixtures that name another.
     used: the names asked for so far.
     """
 
@@ -25,6 +26,7 @@ class Case:
     name: str
     meta: dict[str, Any]
     loaded: dict[str, Tensor]
+    folder: Path
     used: set[str] = field(default_factory=set)
 
     @classmethod
@@ -34,7 +36,7 @@ class Case:
         own = path.with_suffix(".safetensors")
         files = {own, *(path.parent / name for name in meta.get("weights", ()))}
         loaded = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
-        return cls(meta["method"], meta["kind"], path.stem, meta, loaded)
+        return cls(meta["method"], meta["kind"], path.stem, meta, loaded, path.parent)
 
     def __getitem__(self, name: str) -> Tensor:
         self.used.add(name)

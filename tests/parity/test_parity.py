@@ -16,10 +16,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from riverrun.tests.parity import longlive, wan
+from riverrun.tests.parity import (
+    ca2vdm,
+    easycontrol,
+    infinitevggt,
+    infvsr,
+    jacobi_forcing,
+    locret,
+    longlive,
+    vidgpt,
+    wan,
+    wedlm,
+)
 from riverrun.tests.parity.cases import Case
 
-REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {**longlive.REPLAYS, **wan.REPLAYS}
+REPLAYS: dict[tuple[str, str], Callable[[Case], None]] = {
+    **ca2vdm.REPLAYS,
+    **easycontrol.REPLAYS,
+    **infinitevggt.REPLAYS,
+    **infvsr.REPLAYS,
+    **jacobi_forcing.REPLAYS,
+    **locret.REPLAYS,
+    **longlive.REPLAYS,
+    **vidgpt.REPLAYS,
+    **wan.REPLAYS,
+    **wedlm.REPLAYS,
+}
 METHODS = {method for method, _ in REPLAYS}
 INNER = r"out/call\d+/b0_(roped_[qk]|attn_heads_out)"
 """Values inside one attention, which ours has nowhere as a whole: `b0_self_attn` is their outcome, and compared."""

@@ -1,0 +1,91 @@
+"""What a session of Ca2-VDM or ViD-GPT asks for and owns (ca2vdm.md §4, §5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.generation.ca2vdm_sampler import ClipStream
+from riverrun.models.snapshot import to_arrays
+
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ClipParams:
+    """What a session may ask for.
+
+    prompt: what to show, for a model with captions. guidance: how strongly it holds; above 1 every pass runs on two
+    rows, with and without the caption, and the caches double. chunks: the stream ends after so many; None: never.
+    """
+
+    prompt: str = ""
+    guidance: float = 1.0
+    chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance <= 100:
+            raise BadRequest(f"guidance must be 0..100, got {self.guidance}")
+        if self.chunks is not None and self.chunks < 1:
+            raise BadRequest(f"chunks must be at least 1, got {self.chunks}")
+
+
+@dataclass
+class ClipState:
+    """One session; see `snapshot` for what is kept.
+
+    given: its first frames [T, C, h, w], pushed and not yet written into the caches. pending: the prompt that takes
+    force at the next chunk. tail: the last frame of progressive noise [C, h, w] (ViD-GPT). chunk: chunks made, the
+    counter of the noise. frames: latent frames emitted. is_broken: a step failed half-way.
+    """
+
+    params: ClipParams
+    seed: int
+    stream: ClipStream
+    given: Tensor | None = None
+    embedding: Tensor | None = None
+    pending: Control | None = None
+    tail: Tensor | None = None
+    chunk: int = 0
+    frames: int = 0
+    revision: int = 0
+    is_broken: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        kept = sum(tensor.nbytes for tensor in (self.given, self.embedding, self.tail) if tensor is not None)
+        return self.stream.caches.nbytes + kept + sum(entry.nbytes for entry in self.stream.text)
+
+    def snapshot(self) -> Snapshot:
+        """Exact: both caches in physical order, frames and prompts that wait, the caption, the noise's tail, counters.
+
+        Raises Corrupt for a session that failed.
+        """
+        if self.is_broken:
+            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+        caches: dict[str, Any] = {}
+        tensors: dict[str, Tensor] = {}
+        for cache in self.stream.caches.all():
+            name = cache.spec.name
+            caches[name], packed = cache.snapshot()
+            tensors |= {f"{name}/{part}": tensor for part, tensor in packed.items()}
+        for name in ("given", "embedding", "tail"):
+            if (tensor := getattr(self, name)) is not None:
+                tensors[name] = tensor
+        if self.pending is not None:
+            tensors["pending"] = torch.from_numpy(np.array(self.pending.embedding))
+        arrays, dtypes = to_arrays(tensors)
+        counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
+        meta = {"version": SNAPSHOT_VERSION, "caches": caches, "dtypes": dtypes, "counters": counters}
+        return Snapshot(meta | {"written": self.stream.caches.frames, "pending": self._waiting()}, arrays)
+
+    def _waiting(self) -> dict[str, Any] | None:
+        """The prompt that waits, without its embedding."""
+        if self.pending is None:
+            return None
+        return {name: getattr(self.pending, name) for name in ("revision", "kind", "value")}

@@ -1,0 +1,102 @@
+"""What an InfiniteVGGT session asks for and owns."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+from riverrun.models.base import BadRequest, Corrupt, Snapshot
+from riverrun.models.geometry.memory import GeometryStream
+from riverrun.models.geometry.preprocess import Fit
+from riverrun.models.snapshot import to_arrays
+
+SNAPSHOT_VERSION = 1
+
+MOST_ROWS = 100_000_000
+"""Of any cache here: what it costs is told, and refused, before anything is allocated."""
+
+PointSource = Literal["head", "depth"]
+
+
+@dataclass(frozen=True)
+class InfiniteVGGTParams:
+    """What a session may ask for.
+
+    height, width: pixels of the frames that will come; default: the first frame's, and what a session costs is then
+    told for the largest. total_budget: rows a head may remember over all layers. camera_frames: frames that the
+    camera head remembers, the first one always among them; official code never forgets, so poses are the official
+    ones for that many frames. fit: see `preprocess.Fit`. points: from the point head, or from depth and camera
+    (VGGT's authors call that the more accurate); the confidence is that of their source.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    total_budget: int = 1_200_000
+    camera_frames: int = 1024
+    fit: str = "crop"
+    points: str = "head"
+
+    def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise BadRequest("height and width are given both or neither")
+        if not 1 <= self.total_budget <= MOST_ROWS:
+            raise BadRequest(f"total_budget must be 1..{MOST_ROWS}, got {self.total_budget}")
+        if not 2 <= self.camera_frames <= MOST_ROWS:
+            raise BadRequest(
+                f"camera_frames must be 2..{MOST_ROWS}, the first and the current, got {self.camera_frames}"
+            )
+        for name, allowed in {"fit": get_args(Fit), "points": get_args(PointSource)}.items():
+            if getattr(self, name) not in allowed:
+                raise BadRequest(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+
+class Waiting(NamedTuple):
+    """An input frame not yet used: uint8 [H, W, 3], its media time and ticks to the next, its revision."""
+
+    pixels: np.ndarray
+    pts: int
+    ticks: int
+    revision: int
+
+
+@dataclass
+class InfiniteVGGTState:
+    """One session; see `snapshot` for what is kept.
+
+    size: (height, width) of its input frames, once known; stream: its memory, from then on. waiting: frames pushed
+    and not used. frames: those used. is_broken: a step failed half-way, only a restored snapshot can go on.
+    """
+
+    params: InfiniteVGGTParams
+    seed: int
+    size: tuple[int, int] | None = None
+    stream: GeometryStream | None = None
+    waiting: deque[Waiting] = field(default_factory=deque)
+    frames: int = 0
+    is_broken: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        held = 0 if self.stream is None else self.stream.nbytes
+        return held + sum(int(frame.pixels.nbytes) for frame in self.waiting)
+
+    def snapshot(self) -> Snapshot:
+        """Exact: both caches' slots in their order, scores, frames that wait, counters. Raises Corrupt for a session
+        that failed."""
+        if self.is_broken:
+            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+        meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "seed": self.seed, "frames": self.frames}
+        meta["size"] = None if self.size is None else list(self.size)
+        meta["waiting"] = [[w.pts, w.ticks, w.revision] for w in self.waiting]
+        tensors = {f"waiting/{i}": torch.from_numpy(np.array(w.pixels)) for i, w in enumerate(self.waiting)}
+        if self.stream is not None:
+            tensors["scores"] = self.stream.scores
+            for name, cache in {"tokens": self.stream.tokens, "poses": self.stream.poses}.items():
+                meta[name], rows = cache.snapshot()
+                tensors |= {f"{name}/{part}": tensor for part, tensor in rows.items()}
+        arrays, meta["dtypes"] = to_arrays(tensors)
+        return Snapshot(meta, arrays)
