@@ -90,6 +90,7 @@ def greedy(case: Case) -> None:
     expected = case["out/generated_ids"].tolist()
     assert stream.generated[: len(expected)] == expected
     assert stream.generated[: len(expected)] == case["out/ar_ids"].tolist()[: len(expected)]
+    assert case["out/forward_batch"].eq(1).all()  # so is ours: one draft at a time
     # Officially a first token of a block that ends the text takes a forward of its own to be noticed.
     known = stream.is_ended and meta["calls"][-1]["accepted"] == 1
     assert decoder.forwards == meta["prefill_forwards"] + meta["decode_forwards"] - known
@@ -184,6 +185,8 @@ def multiblock(case: Case) -> None:
         decode(model, [stream])
         forwards += 1
     assert stream.generated[: len(expected)] == expected
+    common = min(len(expected), len(case["out/ar_ids"]))
+    assert stream.generated[:common] == case["out/ar_ids"].tolist()[:common]
     assert forwards <= len(expected) + 1
     compare_cache(case, stream)
 
