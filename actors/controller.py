@@ -1,4 +1,5 @@
-"""The controller: which models there are, which actors run them, and where a session goes. One a cluster.
+"""The controller: which models there are, which actors run them, and where a session goes. One a cluster, or one a
+service that has joined none.
 
 It owns the stage actors, so they end with it. It decides nothing about a running session: that is its runner's.
 """
@@ -105,11 +106,15 @@ def is_hung(health: StageHealth, step_timeout_s: float) -> bool:
     return health.steps > 0 and health.running_s > max(step_timeout_s, P99S * health.p99_ms / 1000)
 
 
-def controller_actor(catalogue: Catalogue, step_timeout_s: float) -> tuple[ray.actor.ActorHandle, bool]:
-    """The cluster's controller, and whether this call started it."""
+def controller_actor(
+    catalogue: Catalogue, step_timeout_s: float, is_shared: bool
+) -> tuple[ray.actor.ActorHandle, bool]:
+    """A controller, and whether this call started it. is_shared: the cluster's one, else one that nobody else finds."""
+    remote = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0, max_task_retries=0)(Controller)
+    if not is_shared:
+        return remote.remote(catalogue, step_timeout_s), True
     try:
         return ray.get_actor(NAME, namespace=NAMESPACE), False
     except ValueError:
-        remote = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0, max_task_retries=0)(Controller)
         options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
         return remote.options(**options).remote(catalogue, step_timeout_s), True

@@ -75,7 +75,8 @@ class ServiceConfig:
     """One service.
 
     host, port: where gRPC listens (port 0: any free one). redis_url: the store ("": REDIS_URL, else an embedded one).
-    ray_address: "local" starts a Ray of its own, "auto" or an address joins one ("": RAY_ADDRESS, else "local").
+    ray_address: "local" starts a Ray of its own, "auto" or an address joins one and shares its models, graphs and
+    actors with the services that are there ("": RAY_ADDRESS, else "local").
     models: names in `configs/models` or paths of YAML files. graphs: likewise, besides the shipped ones whose models
     are there. idle_timeout_s: a session without client and delivery ends after this. step_timeout_s: an actor whose
     step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
