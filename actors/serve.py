@@ -77,6 +77,8 @@ class Service:
         config = self.config
         for number in SIGNALS:
             stack.callback(asyncio.get_running_loop().remove_signal_handler, number)
+        if config.is_exposed and not config.jobs_dir:
+            raise BadRequest(f"jobs_dir must be set: others reach host {config.host}, and their jobs write files")
         models = load_models(config)
         graphs = load_graphs(config, models)
         url = config.redis_url or os.environ.get("REDIS_URL", "")

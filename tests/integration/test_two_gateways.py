@@ -9,7 +9,7 @@ import ray
 from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 
-from .conftest import Running, Stubs
+from .conftest import DEADLINE_S, Running, Stubs
 
 
 @contextlib.contextmanager
@@ -48,6 +48,20 @@ def test_a_second_gateway_of_a_cluster_shares_what_there_is(joined, code):
     assert second.connect(there, ports=[pb.PortWish(port="frames", credits=4)]).frames(4)[3].frame == 3
     second.close(there.session_id)
     first.close(here.session_id)
+
+
+def test_jobs_write_below_the_jobs_folder_alone(running, code, tmp_path):
+    def submit(sink):
+        request = pb.SubmitJobRequest(graph="synthetic", frames=4, sinks={"frames": f"{tmp_path.as_uri()}/{sink}"})
+        return own.jobs.Submit(request, timeout=DEADLINE_S)
+
+    with beside(running, "ray_address=local", "models=[synthetic]", f"jobs_dir={tmp_path}/jobs") as own:
+        name, line = code(lambda: submit("a.mp4"))
+        assert (name, "must be below file://" in line) == ("INVALID_ARGUMENT", True)
+        job = submit("jobs/a.mp4")
+        *_, last = own.jobs.Watch(pb.GetJobRequest(job_id=job.job_id), timeout=DEADLINE_S)
+    assert last.state == pb.JOB_STATE_SUCCEEDED
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["jobs", "jobs/a.mp4"]
 
 
 def test_a_service_that_joins_none_has_its_own_models_and_graphs(running, stubs):
