@@ -1,4 +1,5 @@
-"""The controller: which models there are, which actors run them, and where a session goes. One a cluster.
+"""The controller: which models there are, which actors run them, and where a session goes. One a cluster, or one a
+service that has joined none.
 
 It owns the stage actors, so they end with it. It decides nothing about a running session: that is its runner's.
 """
@@ -29,6 +30,10 @@ WATCH_S = 1.0
 P99S = 20.0
 """A step may take so many times the 99th percentile of the last ones before its actor counts as hung."""
 
+GROUPS = {"looks": 4, "infos": 32, "places": 32}
+"""Threads by concurrency group: calls that wait for a model to load (for minutes where one is to be placed) must not
+keep those that only look from being answered."""
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -51,28 +56,33 @@ class Controller:
                 pool.fill()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
+    @ray.method(concurrency_group="looks")
     def catalogue(self) -> Catalogue:
         """The models and graphs there are."""
         return self._catalogue
 
     @carried
+    @ray.method(concurrency_group="places")
     def place(self, models: Sequence[str]) -> list[Place]:
         """An actor for each stage's model. Raises BadRequest (no such model), NoRoom, Unavailable."""
         return [self._pool(model).place() for model in models]
 
     @carried
+    @ray.method(concurrency_group="places")
     def encoder(self, model: str) -> Place | None:
         """The prompt encoder of a model, if it wants one."""
         wanted = self._pool(model).config.encoder
         return self._pool(wanted).any() if wanted else None
 
     @carried
+    @ray.method(concurrency_group="infos")
     def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
         """What each model says of itself; None for those not running yet. Waits for those that are loading."""
         with ThreadPoolExecutor(max(1, len(self._pools))) as threads:
             return dict(zip(self._pools, threads.map(lambda p: p.info(timeout_s), self._pools.values()), strict=True))
 
     @carried
+    @ray.method(concurrency_group="looks")
     def actors(self) -> list[MemberHealth]:
         """Every actor of every model."""
         return [health for pool in self._pools.values() for health in pool.healths()]
@@ -105,11 +115,15 @@ def is_hung(health: StageHealth, step_timeout_s: float) -> bool:
     return health.steps > 0 and health.running_s > max(step_timeout_s, P99S * health.p99_ms / 1000)
 
 
-def controller_actor(catalogue: Catalogue, step_timeout_s: float) -> tuple[ray.actor.ActorHandle, bool]:
-    """The cluster's controller, and whether this call started it."""
+def controller_actor(
+    catalogue: Catalogue, step_timeout_s: float, is_shared: bool
+) -> tuple[ray.actor.ActorHandle, bool]:
+    """A controller, and whether this call started it. is_shared: the cluster's one, else one that nobody else finds."""
+    remote = ray.remote(num_cpus=0, concurrency_groups=GROUPS, max_restarts=0, max_task_retries=0)(Controller)
+    if not is_shared:
+        return remote.remote(catalogue, step_timeout_s), True
     try:
         return ray.get_actor(NAME, namespace=NAMESPACE), False
     except ValueError:
-        remote = ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0, max_task_retries=0)(Controller)
         options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
         return remote.options(**options).remote(catalogue, step_timeout_s), True

@@ -8,7 +8,7 @@ import hmac
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.stage import BadRequest, StageHandle
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Unavailable
-from riverrun.store.records import SessionRecord, Store, token_digest
+from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
 
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
@@ -68,6 +68,7 @@ class SessionHost:
         self.closing = ""
         self._hosted: dict[str, Hosted] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._hosted)
@@ -114,6 +115,11 @@ class SessionHost:
             raise NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
         return record
 
+    async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
+        """Stored records as those who ask should see them: what only the record calls live counts as failed."""
+        alive = await self.store.gateways()
+        return [as_seen(record, self.name, alive) for record in records]
+
     async def close(self, session: str, reason: str) -> None:
         """Ends a session; one that has ended is no error. Raises NotFound, Unavailable (it is another gateway's)."""
         try:
@@ -123,10 +129,13 @@ class SessionHost:
         await hosted.runner.close(reason)
 
     async def close_all(self, reason: str) -> None:
-        """Ends every session and waits until all is freed; from now on none is opened."""
+        """Ends every session and waits until all is freed; from now on none is opened. What the store has missed of
+        earlier ones is given up."""
         self.closing = reason
         await asyncio.gather(*(hosted.runner.close(reason) for hosted in list(self._hosted.values())))
         await asyncio.gather(*self._tasks)
+        for task in self._writing:
+            task.cancel()
 
     def check_token(self, hosted: Hosted, token: str) -> None:
         """Raises Denied unless `token` is the session's resume token."""
@@ -173,6 +182,14 @@ class SessionHost:
         record = await runner.ended()
         log.info("session %s is %s: %s", session, record.state.value, record.reason)
         self._hosted.pop(session, None)
+        task = asyncio.create_task(runner.catch_up())
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("%s", error)
 
     def _record(self, graph: Graph, wish: SessionWish, placed: Placed, token: str) -> SessionRecord:
         return SessionRecord(
@@ -189,3 +206,16 @@ class SessionHost:
             created=self.clock.now(),
             token_digest=token_digest(token),
         )
+
+
+def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> SessionRecord:
+    """A stored record of a session that does not run at gateway `here`. alive: the gateways that are.
+
+    It may call a session live whose gateway died, or could not tell the store of its end.
+    """
+    if record.state.ended or (record.gateway in alive and record.gateway != here):
+        return record
+    why = f"its gateway {record.gateway} is gone"
+    if record.gateway == here:
+        why = "it has ended; the store was away, so why is not known"
+    return replace(record, state=SessionState.FAILED, reason=why)

@@ -47,14 +47,14 @@ class JobSpec:
     controls: tuple[TimedControl, ...]
     sinks: Mapping[str, str]
 
-    def check(self, max_frames: int) -> None:
+    def check(self, max_frames: int, jobs_dir: str = "") -> None:
         """Raises BadRequest for what can be seen without opening anything."""
         if not 0 < self.frames <= max_frames:
             raise BadRequest(f"frames must be 1..{max_frames}, got {self.frames}")
         if not self.sinks:
             raise BadRequest("sinks is empty: say where at least one output port goes")
         for uri in self.sinks.values():
-            sink_path(uri)
+            sink_path(uri, jobs_dir)
         if len(self.client_id) > MAX_CLIENT_ID:
             raise BadRequest(f"client_id has {len(self.client_id)} characters, at most {MAX_CLIENT_ID}")
         revisions = [timed.control.revision for timed in self.controls]
@@ -99,10 +99,11 @@ class JobDesk:
         for job in self._jobs.values():
             if spec.client_id and job.spec.client_id == spec.client_id:
                 return job
-        limits = self._host.config.limits
+        config = self._host.config
+        limits = config.limits
         if sum(job.state is JobState.RUNNING for job in self._jobs.values()) >= limits.jobs:
             raise NoRoom(f"{limits.jobs} jobs are running, the limit; one must end first")
-        spec.check(limits.job_frames)
+        spec.check(limits.job_frames, config.jobs_dir)
         graph = self._host.directory.graph(spec.graph)
         for port in spec.sinks:
             if port not in graph.outputs:
@@ -176,7 +177,8 @@ class JobDesk:
         try:
             for output in hosted.runner.status().outputs:
                 if output.port in spec.sinks:
-                    writers[output.port] = writer_for(spec.sinks[output.port], output.fps, output.frame_shape)
+                    where = (output.fps, output.frame_shape, self._host.config.jobs_dir)
+                    writers[output.port] = writer_for(spec.sinks[output.port], *where)
             _check_taken(spec.controls, stages)
         except BaseException:
             for writer in writers.values():

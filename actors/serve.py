@@ -35,6 +35,7 @@ from riverrun.store.sessions import SessionStore
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2.0
 OBJECT_STORE_BYTES = 512 << 20
+LOCAL = "local"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -76,6 +77,8 @@ class Service:
         config = self.config
         for number in SIGNALS:
             stack.callback(asyncio.get_running_loop().remove_signal_handler, number)
+        if config.is_exposed and not config.jobs_dir:
+            raise BadRequest(f"jobs_dir must be set: others reach host {config.host}, and their jobs write files")
         models = load_models(config)
         graphs = load_graphs(config, models)
         url = config.redis_url or os.environ.get("REDIS_URL", "")
@@ -84,8 +87,10 @@ class Service:
         store = SessionStore(self.store_url)
         stack.push_async_callback(store.close)
         await store.ping()
-        stack.enter_context(_ray(config.ray_address))
-        controller, is_ours = controller_actor(Catalogue(models, graphs), config.step_timeout_s)
+        cluster = config.ray_address or os.environ.get("RAY_ADDRESS", LOCAL)
+        stack.enter_context(_ray(cluster))
+        catalogue, is_shared = Catalogue(models, graphs), cluster != LOCAL
+        controller, is_ours = controller_actor(catalogue, config.step_timeout_s, is_shared)
         if is_ours:
             stack.callback(ray.kill, controller)
         directory = Directory(controller, await ask(controller.catalogue.remote(), "the controller"))
@@ -137,16 +142,18 @@ def _embedded(data_dir: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _ray(address: str) -> Iterator[None]:
-    """A Ray of our own, or one that is there. Must run on a thread that lives as long: Ray ties its life to it."""
+    """A Ray of our own, or one that is there. Must run on a thread that lives as long: Ray ties its life to it.
+
+    A process has one Ray: a second service in it uses that of the first, and must end before it.
+    """
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS", "local")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}
-    if address == "local":
+    if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; nobody asked the user
         ray.init(
-            address="local",
+            address=LOCAL,
             include_dashboard=False,
             num_cpus=0,  # no idle workers in store; our actors count no CPU
             object_store_memory=OBJECT_STORE_BYTES,

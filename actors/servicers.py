@@ -51,9 +51,11 @@ class Sessions(rpc.SessionsServicer):
         size = min(request.page_size or 50, MAX_PAGE)
         page = await self._host.store.page(size, request.page_token, request.include_ended)
         found = []
-        for record in page.records:
-            hosted = self._host.find(record.id)
-            found.append(messages.live_session(hosted) if hosted else messages.stored_session(record))
+        for record in await self._host.shown(page.records):
+            if hosted := self._host.find(record.id):
+                found.append(messages.live_session(hosted))
+            elif request.include_ended or not record.state.ended:
+                found.append(messages.stored_session(record))
         return pb.ListSessionsResponse(sessions=found, next_page_token=page.token)
 
     @unary
@@ -62,8 +64,10 @@ class Sessions(rpc.SessionsServicer):
         return await self._session(request.session_id)
 
     async def _session(self, session: str) -> pb.Session:
-        hosted = self._host.find(session)
-        return messages.live_session(hosted) if hosted else messages.stored_session(await self._host.record(session))
+        if hosted := self._host.find(session):
+            return messages.live_session(hosted)
+        (record,) = await self._host.shown([await self._host.record(session)])
+        return messages.stored_session(record)
 
 
 class Jobs(rpc.JobsServicer):

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 import av
 import numpy as np
@@ -29,9 +29,9 @@ class Writer(Protocol):
         """Done; with `whole` the result is put where it was asked for, else what is unfinished is removed."""
 
 
-def writer_for(uri: str, fps: float, shape: tuple[int, int] | None) -> Writer:
+def writer_for(uri: str, fps: float, shape: tuple[int, int] | None, jobs_dir: str = "") -> Writer:
     """A writer of frames of (H, W). Raises BadRequest for a URI it can't write to or frames it can't hold."""
-    path, is_folder = sink_path(uri)
+    path, is_folder = sink_path(uri, jobs_dir)
     if shape is None:
         raise BadRequest(f"sink {uri}: only ports that carry frames can be written to files")
     if not is_folder and (shape[0] % 2 or shape[1] % 2):
@@ -42,15 +42,36 @@ def writer_for(uri: str, fps: float, shape: tuple[int, int] | None) -> Writer:
         raise BadRequest(f"sink {uri}: {error.strerror or error}") from error
 
 
-def sink_path(uri: str) -> tuple[Path, bool]:
-    """The path of a sink and whether it is a folder. Raises BadRequest unless it is an absolute .mp4 or folder."""
-    parsed = urlparse(uri)
+def sink_path(uri: str, jobs_dir: str = "") -> tuple[Path, bool]:
+    """The path of a sink and whether it is a folder.
+
+    Raises BadRequest unless it is an absolute .mp4 or folder, below `jobs_dir` if there is one.
+    """
+    try:
+        parsed = urlparse(uri)
+    except ValueError as error:
+        raise BadRequest(f"sink {uri!r}: {error}") from None
     path = unquote(parsed.path)
-    if parsed.scheme != "file" or parsed.netloc not in ("", "localhost") or not path.startswith("/"):
+    if "\0" in path or parsed.scheme != "file" or parsed.netloc not in ("", "localhost") or not path.startswith("/"):
         raise BadRequest(f"sink {uri!r} must be file:///path/name.mp4, or file:///path/ for a folder of PNGs")
     if not path.endswith(("/", ".mp4")):
         raise BadRequest(f"sink {uri!r} must end in .mp4, or in / for a folder of PNGs")
-    return Path(path), path.endswith("/")
+    is_folder = path.endswith("/")
+    return (_below(jobs_dir, Path(path), is_folder, uri) if jobs_dir else Path(path)), is_folder
+
+
+def _below(jobs_dir: str, path: Path, is_folder: bool, uri: str) -> Path:
+    """The path without links. Raises BadRequest where it leads out of `jobs_dir`."""
+    root = Path(jobs_dir).expanduser().resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # links that lead in circles
+        real = Path("/")
+    if ".." in path.parts or not (root in real.parents or (is_folder and real == root)):
+        raise BadRequest(
+            f"sink {uri!r} must be below file://{quote(str(root))}/ (jobs_dir), with no '..' and no link out of it"
+        )
+    return real
 
 
 class Mp4File:

@@ -27,7 +27,7 @@ from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Kind, Unavailable
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
-from riverrun.protos.wire import RAW, Header, check_codec, split
+from riverrun.protos.wire import RAW, Header, check_codec, check_quality, split
 
 OPEN_S = 10.0
 """A client says within so long what it wants."""
@@ -129,6 +129,7 @@ class Connection:
 
     def _attach(self) -> Consumer:
         for wish in self._opening.ports:
+            check_quality(wish.quality)
             if wish.port in self._kinds:
                 check_codec(wish.codec, *_PIXELS.get(self._kinds[wish.port], ("float32", (1, 1))))
         self._credits = {w.port: w.credits for w in self._opening.ports} or dict.fromkeys(self._kinds, 0)

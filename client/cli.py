@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Annotated
 
 import typer
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its errors come to us as exceptions
 
 import riverrun
 from riverrun.client.commands import demo, doctor, graphs, jobs, models, run, serve, sessions

@@ -48,6 +48,7 @@ def examine(config: ServiceConfig) -> list[Finding]:
         *(lambda name=name: weights(name) for name in config.models),
         lambda: port(config),
         lambda: exposure(config),
+        lambda: jobs_dir(config),
     ]
     return [check() for check in checks]
 
@@ -170,10 +171,19 @@ def port(config: ServiceConfig) -> Finding:
 
 def exposure(config: ServiceConfig) -> Finding:
     """Callers are not asked who they are, so only this machine should reach the service."""
-    if config.host in ("127.0.0.1", "localhost", "::1"):
+    if not config.is_exposed:
         return Finding("exposure", "ok", f"{config.host}: this machine only")
     advice = "anybody who reaches it may use it: keep it behind a firewall or a proxy that checks callers"
     return Finding("exposure", "note", f"{config.host}: open, without authentication", advice)
+
+
+def jobs_dir(config: ServiceConfig) -> Finding:
+    """Where jobs write: any client may say where, so a service that others reach must keep them to a folder."""
+    if config.jobs_dir:
+        return Finding("jobs_dir", "ok", f"jobs write only below {Path(config.jobs_dir).expanduser()}")
+    if config.is_exposed:
+        return Finding("jobs_dir", "missing", f"not set, and {config.host} is open", "set jobs_dir=FOLDER")
+    return Finding("jobs_dir", "ok", "not set: jobs write wherever a client says, as the user the service runs as")
 
 
 def _version(distribution: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,11 +76,13 @@ class ServiceConfig:
     """One service.
 
     host, port: where gRPC listens (port 0: any free one). redis_url: the store ("": REDIS_URL, else an embedded one).
-    ray_address: "local" starts a Ray of its own, "auto" or an address joins one ("": RAY_ADDRESS, else "local").
+    ray_address: "local" starts a Ray of its own, "auto" or an address joins one and shares its models, graphs and
+    actors with the services that are there ("": RAY_ADDRESS, else "local").
     models: names in `configs/models` or paths of YAML files. graphs: likewise, besides the shipped ones whose models
     are there. idle_timeout_s: a session without client and delivery ends after this. step_timeout_s: an actor whose
     step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
-    data_dir: of the embedded store ("": a temporary folder).
+    data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it ("": anywhere, which is
+    for a service that only this machine reaches: any other must name one).
     """
 
     host: str = "127.0.0.1"
@@ -92,6 +95,7 @@ class ServiceConfig:
     step_timeout_s: float = 30.0
     drain_s: float = 5.0
     data_dir: str = ""
+    jobs_dir: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,14 @@ class ServiceConfig:
         for name in ("idle_timeout_s", "step_timeout_s", "drain_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BadRequest(f"{name} must be finite and not negative, got {getattr(self, name)}")
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether others than this machine may reach it."""
+        try:
+            return self.host != "localhost" and not ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:  # a name
+            return True
 
 
 def load_service(source: str | None = None, overrides: Sequence[str] = ()) -> ServiceConfig:

@@ -7,14 +7,14 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import Unavailable
 from riverrun.store.records import Conflict, ControlEntry, SessionRecord, Store
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 
 
 class RecordKeeper:
@@ -54,6 +54,15 @@ class RecordKeeper:
         self.record = replace(self.record, **changes, folded=folded, updated=self._clock.now())
         async with self._lock:
             await self._softly(self._write_record)
+
+    async def catch_up(self) -> None:
+        """Returns when the store has the record as it is here; while it is away, asks again, ever more seldom.
+        Raises Conflict."""
+        pause = FIRST_RETRY_S
+        while self._away:
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, LAST_RETRY_S)
+            await self.commit()
 
     async def _softly(self, write: Callable[[], Awaitable[None]]) -> None:
         try:

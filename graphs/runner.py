@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -131,6 +131,13 @@ class Runner:
         if self._main:
             await asyncio.wait({self._main})
         return self.record
+
+    def catch_up(self) -> Coroutine[None, None, None]:
+        """Of a session that has ended: waits until the store has its record. Raises Conflict.
+
+        It needs the record alone, so it may outlive the runner and what that holds.
+        """
+        return self._keeper.catch_up()
 
     def status(self) -> RunnerStatus:
         """What it is doing now; answers at once."""

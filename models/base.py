@@ -231,7 +231,8 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
         return None
-    for option in (o for o in options if o is not type(None)):
+    options = tuple(o for o in options if o is not type(None))
+    for option in options:
         if option not in _CASTS:
             return value  # containers are checked by the dataclass's own __post_init__
         if option is int and isinstance(value, float) and value.is_integer():

@@ -72,6 +72,12 @@ def check_codec(codec: int, dtype: np.dtype | str, shape: tuple[int, ...]) -> No
         raise WireError(f"dtype {name} can't be sent; there are {', '.join(sorted(_DTYPES))}")
 
 
+def check_quality(quality: int) -> None:
+    """Raises WireError unless it is 1..100, or 0 for the default."""
+    if not 0 <= quality <= 100:
+        raise WireError(f"quality must be 1..100 (0 for {DEFAULT_QUALITY}), got {quality}")
+
+
 def split(
     frame: np.ndarray, header: Header, codec: pb.Codec = RAW, quality: int = 0, layout: str | None = None
 ) -> list[pb.FramePart]:
@@ -174,8 +180,7 @@ def _join(parts: list[pb.FramePart]) -> Joined:
 def _encode(frame: np.ndarray, codec: int, quality: int) -> bytes:
     if codec not in (JPEG, PNG):
         return np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("<")).tobytes()
-    if not 0 <= quality <= 100:
-        raise WireError(f"quality must be 1..100 (0 for {DEFAULT_QUALITY}), got {quality}")
+    check_quality(quality)
     if frame.size == 0:
         raise WireError(f"codec {_codec_name(codec)} carries no empty picture, got {list(frame.shape)}; use RAW")
     buffer = io.BytesIO()

@@ -1,7 +1,10 @@
 """Configuration: defaults < file < overrides, and one clear line for what is wrong."""
 
+import asyncio
+
 import pytest
 
+from riverrun.actors.serve import Service
 from riverrun.configs import ServiceConfig, load_model, load_service
 from riverrun.models.base import BadRequest
 
@@ -34,6 +37,29 @@ def test_wrong_values_are_named(tmp_path, text, overrides, words):
     with pytest.raises(BadRequest, match=words) as caught:
         load_service(str(file), overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "exposed"),
+    [
+        *((near, False) for near in ("127.0.0.1", "localhost", "::1", "[::1]", "127.1.2.3")),
+        *((far, True) for far in ("0.0.0.0", "::", "[::]", "10.0.0.7", "box.example")),
+    ],
+)
+def test_who_can_reach_a_host(host, exposed):
+    assert ServiceConfig(host=host).is_exposed == exposed
+
+
+def test_a_service_that_others_reach_must_say_where_jobs_write():
+    async def start():
+        async with Service(ServiceConfig(host="0.0.0.0", port=0)):
+            pass
+
+    with pytest.raises(
+        BadRequest, match=r"jobs_dir must be set: others reach host 0\.0\.0\.0, and their jobs write files"
+    ):
+        asyncio.run(start())
+    assert load_service("cluster").jobs_dir
 
 
 def test_models_inside_and_outside_the_tree(tmp_path):

@@ -188,3 +188,23 @@ def test_version_and_help():
     assert CliRunner().invoke(app, ["--version"]).stdout.strip()
     for group in ("demo", "serve", "run", "sessions", "jobs", "models", "graphs", "doctor"):
         assert CliRunner().invoke(app, [group, "--help"]).exit_code == 0
+
+
+def test_a_taken_port_is_told_by_us_alone():
+    """In a process of its own: gRPC's core reads how much it may say when it is imported."""
+    code = """
+import asyncio, socket
+import riverrun.client.cli, grpc
+
+async def listen(port):
+    grpc.aio.server(options=[("grpc.so_reuseport", 0)]).add_insecure_port(f"127.0.0.1:{port}")
+
+with socket.create_server(("127.0.0.1", 0)) as taken:
+    try:
+        asyncio.run(listen(taken.getsockname()[1]))
+    except RuntimeError:
+        print("refused")
+"""
+    without = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=without)
+    assert (done.stdout, done.stderr) == ("refused\n", "")

@@ -234,6 +234,7 @@ def test_doctor_finds_this_machine_well():
     assert opened.exit_code == 1
     assert findings["model nope"]["state"] == "missing"
     assert "without authentication" in findings["exposure"]["found"]
+    assert (findings["jobs_dir"]["state"], findings["jobs_dir"]["advice"]) == ("missing", "set jobs_dir=FOLDER")
 
 
 def test_serve_says_where_it_is_and_stops_on_sigterm():

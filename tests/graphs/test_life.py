@@ -385,6 +385,25 @@ def test_a_stream_goes_on_while_the_store_is_away(lab, run, caplog):
     assert caplog.text.count("store is back") == 1
 
 
+def test_an_end_the_store_has_missed_is_written_when_it_is_back(lab, run):
+    async def body():
+        rig = lab.Rig(CHAIN, chain(lab), store=FlakyStore())
+        await rig.open()
+        await rig.clock.advance(5)
+        rig.store.away = True
+        await rig.close()
+        writing = asyncio.create_task(rig.runner.catch_up())
+        await rig.clock.advance(100)
+        assert (await rig.store.get("s1")).state is SessionState.RUNNING
+        rig.store.away = False
+        await rig.clock.advance(15)
+        assert writing.done()
+        stored = await rig.store.get("s1")
+        assert (stored.state, stored.reason) == (SessionState.CLOSED, "test over")
+
+    run(body())
+
+
 def test_a_write_whose_answer_was_lost_is_adopted(lab, run):
     async def body():
         rig = lab.Rig(CHAIN, chain(lab), store=FlakyStore())

@@ -1,5 +1,7 @@
 """Sessions through the real port: opened, found, listed, closed; what a user types wrong; health and reflection."""
 
+import asyncio
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -8,6 +10,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from riverrun.protos import riverrun_pb2 as pb
+from riverrun.store.records import SessionRecord, SessionState
+from riverrun.store.sessions import SessionStore
 
 
 def test_a_session_is_created_found_listed_and_closed(stubs):
@@ -121,3 +125,29 @@ def test_health_and_reflection(stubs):
     (answer,) = reflection.ServerReflectionInfo(iter([asked]), timeout=10)
     names = {service.name for service in answer.list_services_response.service}
     assert {"riverrun.v1.Sessions", "riverrun.v1.Streams", "riverrun.v1.Jobs", "riverrun.v1.Cluster"} <= names
+
+
+def test_sessions_of_a_gateway_that_is_gone_are_not_listed_as_live(stubs, running):
+    async def with_store(work):
+        store = SessionStore(running.service.store_url)
+        await work(store)
+        await store.close()
+
+    async def write(store):
+        await store.create(SessionRecord("orphan", "g", state=SessionState.RUNNING, gateway="gone", created=1.0))
+        await store.create(SessionRecord("elsewhere", "g", state=SessionState.RUNNING, gateway="other", created=1.0))
+        await store.heartbeat("other", "x:1", ttl_s=60)
+
+    async def delete(store):
+        await store.delete("orphan")
+        await store.delete("elsewhere")
+
+    asyncio.run(with_store(write))
+    for include_ended in (False, True):
+        request = pb.ListSessionsRequest(include_ended=include_ended, page_size=200)
+        listed = {s.session_id: s for s in stubs.sessions.List(request, timeout=10).sessions}
+        assert listed["elsewhere"].state == pb.SESSION_STATE_RUNNING
+        assert ("orphan" in listed) == include_ended
+    for shown in (listed["orphan"], stubs.get("orphan")):
+        assert (shown.state, shown.reason) == (pb.SESSION_STATE_FAILED, "its gateway gone is gone")
+    asyncio.run(with_store(delete))

@@ -273,6 +273,9 @@ def test_wrong_clients_get_the_right_code_and_one_line(stubs, session, code):
     first = iter([pb.ClientMessage(ping=pb.Ping())])
     name, line = code(lambda: list(stubs.streams.Connect(first, timeout=10)))
     assert (name, line) == ("INVALID_ARGUMENT", "the first message must be `open`, got ping")
+    ports = [pb.PortWish(port="frames", codec=pb.CODEC_JPEG, quality=101)]
+    name, line = code(stubs.connect(session, ports=ports).rest)
+    assert (name, line) == ("INVALID_ARGUMENT", "quality must be 1..100 (0 for 90), got 101")
     unknown = pb.Session(session_id="nope")
     assert code(stubs.connect(unknown).rest)[0] == "NOT_FOUND"
 
