@@ -59,6 +59,7 @@ bench: venv  ## every benchmark, short; BENCH_ARGS= for the full length
 
 realsize: venv  ## random weights of the released shapes: predicted against measured bytes
 	$(BIN)/python -m riverrun.bench.realsize
+	$(BIN)/python -m riverrun.bench.realsize --meta
 
 proto: venv  ## generate the Python stubs again after a change of protos/riverrun.proto
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
