@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import riverrun
 from riverrun.bench import realsize, released
 from riverrun.models.generation.ca2vdm import SKY_TIMELAPSE
 from riverrun.models.generation.ca2vdm_sizes import clip_session
 from riverrun.models.generation.vidgpt import XL_2_TEXT
 from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.locret import RetainingLM, Retention
+from riverrun.models.wan.sizes import human
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,14 @@ def test_bytes_are_those_the_models_predict(found: dict[str, released.Released])
     retention = Retention(budget=16384, chunk=1024)
     predicted = retention.session_bytes(model, reach=1)
     assert found["Locret"].total == predicted - 8 * retention.capacity(1), "the ids aside"
+
+
+def test_the_page_of_models_has_these_numbers(found: dict[str, released.Released]) -> None:
+    page = (Path(riverrun.__file__).parent / "docs" / "models.md").read_text()
+    for name, one in found.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+        assert f"| {one.tensors:,} | {one.values / 1e9:.2f} B |" in row
+        assert f"| {human(one.total)} |" in row
 
 
 def test_meta_shows_a_row_a_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
