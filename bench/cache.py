@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -118,15 +118,14 @@ def released_ratio(prefix_frames: int, chunks: int = 10, chunk: int = 8, past: i
     The setting of the paper's 130.1 s against 52.1 s (one frame given, at most `past` seen). The bidirectional
     network has no prefix attention; prefix_frames: Ca2-VDM's.
     """
-    config = STDiTConfig(caption_channels=4096, prefix_frames=prefix_frames)
-    plain = STDiTConfig(caption_channels=4096, prefix_frames=0, mask_channel=False)
-    ours = write_call(config, 0, 1, config.text_len).total
-    theirs = 0
+    config = STDiTConfig(caption_channels=4096, prefix_frames=prefix_frames, mask_channel=False)
+    plain = replace(config, prefix_frames=0)
+    ours = theirs = 0
     for number in range(chunks):
         before = min(1 + chunk * number, past)
         ours += steps * denoise_call(config, before, chunk, config.text_len).total
         ours += write_call(config, before, chunk, config.text_len).total
-        theirs += steps * clip_call(plain, before, chunk, config.text_len).total
+        theirs += steps * clip_call(plain, before, chunk, config.text_len, timestep_per_frame=False).total
     return theirs / ours
 
 

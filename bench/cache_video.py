@@ -19,6 +19,7 @@ from torch import Tensor
 from riverrun.bench.cache_plan import Case, Plan, Way, random_network
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import Full, PastQueue, PlannedPolicy, SinkWindow
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.generation.ca2vdm_memory import FrameCaches
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig
 from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream
@@ -36,11 +37,11 @@ from riverrun.models.generation.flux_schedule import flux_sigmas, walk
 from riverrun.models.generation.iddpm import IDDPM
 from riverrun.models.generation.rollout import BlockSampler, LatentStream
 from riverrun.models.geometry.memory import GeometryStream
-from riverrun.models.geometry.vggt import VGGT, VGGTConfig, open_stream, rolling_stream
+from riverrun.models.geometry.vggt import VGGT, VGGTConfig, rolling_stream
 from riverrun.models.super_resolution.restorer import Restorer, Scene
 from riverrun.models.wan.dit import ClipMemory, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.stream import TextEntry, TextMemories
+from riverrun.models.wan.stream import TextMemories
 
 # -- Ca2-VDM and ViD-GPT -----------------------------------------------------------------------------------------
 
@@ -262,16 +263,26 @@ def easycontrol(plan: Plan) -> Iterator[Case]:
 # -- InfiniteVGGT ------------------------------------------------------------------------------------------------
 
 
-VGGT_SIDE, LONGEST_CLIP = 84, 16
+class Joined(KVCache):
+    """A cache that gives out copies: the cost of keys and values that are concatenated at each call."""
+
+    def keys(self, layer: int) -> Tensor:
+        return super().keys(layer).clone()
+
+    def values(self, layer: int) -> Tensor:
+        return super().values(layer).clone()
+
+
+VGGT_SIDE, LONGEST_CLIP = 112, 16
 """Pixels along each side of a frame; frames up to which a whole clip is computed again."""
 
 
 def infinitevggt(plan: Plan) -> Iterator[Case]:
-    """One frame; the memory has room for 6 frames a layer, or for all (as StreamVGGT, without its copying), or there
-    is none, and the clip is computed again."""
+    """One frame; the memory has room for 6 frames a layer, or holds all, joined anew at each frame as StreamVGGT's; or
+    there is none, and the clip is computed again."""
     model = _vggt(plan)
     config, side = model.config, VGGT_SIDE
-    tokens, lengths = config.tokens(side, side), [4 * chunks for chunks in plan.chunks]
+    tokens, lengths = config.tokens(side, side), [8 * chunks for chunks in plan.chunks]
     images = torch.rand((max(lengths) + 1, 3, side, side), generator=torch.Generator().manual_seed(1))
 
     def frame(stream: GeometryStream) -> int:
@@ -286,9 +297,13 @@ def infinitevggt(plan: Plan) -> Iterator[Case]:
         return run
 
     for frames in lengths:
-        everything = Full((frames + 1) * tokens), Full((frames + 1) * config.camera_iterations)
+        rows = (frames + 1) * config.camera_iterations
+        caches = Joined(config.token_spec(), Full((frames + 1) * tokens)), Joined(config.pose_spec(rows), Full(rows))
         bounded = rolling_stream(config, (side, side), 6 * config.depth * tokens, camera_frames=64)
-        streams = {"bounded cache": bounded, "unbounded cache": open_stream(config, *everything)}
+        streams = {
+            "bounded cache": bounded,
+            "concatenated, unbounded": GeometryStream(*caches, torch.zeros(config.depth)),
+        }
         with torch.no_grad():
             for stream in streams.values():
                 for i in range(frames):
