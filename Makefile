@@ -55,9 +55,11 @@ format: venv  ## let ruff rewrite what it can
 bench: venv  ## every benchmark, short; BENCH_ARGS= for the full length
 	$(BIN)/python -m riverrun.bench.horizon $(BENCH_ARGS)
 	$(BIN)/python -m riverrun.bench.adherence $(BENCH_ARGS)
+	$(BIN)/python -m riverrun.bench.cache $(BENCH_ARGS)
 
 realsize: venv  ## random weights of the released shapes: predicted against measured bytes
 	$(BIN)/python -m riverrun.bench.realsize
+	$(BIN)/python -m riverrun.bench.realsize --meta
 
 proto: venv  ## generate the Python stubs again after a change of protos/riverrun.proto
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \

@@ -1,11 +1,13 @@
 """Does a session of the released model take the memory we say it takes? Random weights of every released key and shape.
 
-`python -m riverrun.bench.realsize [--height H] [--width W] [--json FILE]`
+`python -m riverrun.bench.realsize [--height H] [--width W] [--meta] [--json FILE]`
 
 Nothing is downloaded: the LongLive transformer (825 tensors, 1.42 B values) and the Wan VAE (194 tensors) are written
 in bfloat16 to a temporary folder, in the form they are published in, and loaded as a user would load them. Then one
 block is made at a small size, on the CPU, and the bytes that `describe` promised for the session are compared with the
 bytes of every tensor its State holds. Takes 3.1 GB of disk, about 7 GB of memory and a minute or two.
+
+`--meta` allocates nothing: one row for every method, its released names and shapes and what a session would keep.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from riverrun.bench import released
 from riverrun.bench.report import table, write_json
 from riverrun.models.base import Control
 from riverrun.models.generation.longlive import LongLive
@@ -146,13 +150,25 @@ def shortage(folder: Path) -> str:
     return "; ".join(f"{human(free)} of {name} free, {human(need)} needed" for name, free, need in short if free < need)
 
 
+def meta(file: str | None) -> int:
+    """The table of `--meta`."""
+    found = released.all_released()
+    print(released.show(found))
+    if file:
+        write_json(file, "realsize-meta", {"dtype": "bfloat16"}, {name: asdict(one) for name, one in found.items()})
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if the prediction holds, 1 if not, 2 if the machine is too small."""
     parser = argparse.ArgumentParser(prog="python -m riverrun.bench.realsize", description=__doc__.splitlines()[0])
     parser.add_argument("--height", type=int, default=64, help="pixels, a multiple of 16 (default 64)")
     parser.add_argument("--width", type=int, default=96, help="pixels, a multiple of 16 (default 96)")
     parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
+    parser.add_argument("--meta", action="store_true", help="every method at released size, nothing allocated")
     options = parser.parse_args(argv)
+    if options.meta:
+        return meta(options.json)
     with tempfile.TemporaryDirectory(prefix="riverrun-realsize-") as folder:
         if short := shortage(Path(folder)):
             print(f"not run: {short}", file=sys.stderr)

@@ -35,6 +35,7 @@ from riverrun.models.super_resolution.swin import infer_swin
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.lm_sizes import EMBEDDING, infer_lm
 from riverrun.models.text.lm_weights import lm_keys
+from riverrun.models.text.locret import HEAD, infer_heads
 from riverrun.models.text.umt5 import umt5_config
 from riverrun.models.wan.dit import WAN_1_3B, WanModel
 from riverrun.models.wan.sizes import HEAD_DIM, SessionBytes, dit_session, human, infer_dit, infer_vae, vae_session
@@ -55,10 +56,10 @@ LICENCES = {
 class Inspection:
     """What was found.
 
-    what: "wan-dit", "wan-vae", "umt5", "stdit", "flux", "flux-vae", "condition-lora", "vggt", "lm", "guidance", "dape",
-    "lora" or "unknown". form: whose key names ("original", "diffusers", "transformers", "peft"). name: in words.
-    config: sizes read from the shapes. misfit: what keeps it from loading. licence: None if not known. session: bytes
-    of one session at (height, width), None where that has no meaning.
+    what: "wan-dit", "wan-vae", "umt5", "stdit", "flux", "flux-vae", "condition-lora", "vggt", "lm", "retaining-heads",
+    "guidance", "dape", "lora" or "unknown". form: whose key names ("original", "diffusers", "transformers", "peft").
+    name: in words. config: sizes read from the shapes. misfit: what keeps it from loading. licence: None if not known.
+    session: bytes of one session at (height, width), None where that has no meaning.
     """
 
     source: str
@@ -140,6 +141,8 @@ def _recognise(tensors: Mapping[str, Tensor], height: int, width: int) -> _Kind:
         return _umt5(tensors)
     if EMBEDDING in tensors or f"model.{EMBEDDING}" in tensors:
         return _language_model(tensors)
+    if any(HEAD in key for key in tensors):
+        return _retaining_heads(tensors)
     return _Kind("unknown", "unknown", "no model of ours", {}, Misfit(unexpected=tuple(sorted(tensors))))
 
 
@@ -205,7 +208,19 @@ def _umt5(tensors: Mapping[str, Tensor]) -> _Kind:
     return _Kind("umt5", form, name, sizes | {"num_heads": config.num_heads}, misfit(expected, named))
 
 
+def _retaining_heads(tensors: Mapping[str, Tensor]) -> _Kind:
+    """Locret's, by themselves or beside the model they belong to."""
+    heads = {key.removeprefix("model."): tensor for key, tensor in tensors.items() if HEAD in key}
+    sizes, expected = infer_heads(heads)
+    return _Kind("retaining-heads", "original", "retaining heads (Locret)", sizes, misfit(expected, heads))
+
+
 def _language_model(tensors: Mapping[str, Tensor]) -> _Kind:
+    if any(HEAD in key for key in tensors):
+        base = _language_model({key: tensor for key, tensor in tensors.items() if HEAD not in key})
+        own = _retaining_heads(tensors)
+        parts = zip(dataclasses.astuple(base.misfit), dataclasses.astuple(own.misfit), strict=True)
+        return dataclasses.replace(base, name=f"{base.name}, {own.name}", misfit=Misfit(*(a + b for a, b in parts)))
     try:
         family, config = infer_lm(tensors)
     except KeyError as error:

@@ -28,7 +28,9 @@ from riverrun.models.base import (
     Snapshot,
     StreamModel,
 )
+from riverrun.models.state import Waiting, frames_of, reading
 
+SNAPSHOT_VERSION = 1
 _SIDE = range(1, 4097)
 _FRAMES = range(1, 1025)
 MAX_CHUNK_BYTES = 256_000_000
@@ -78,15 +80,6 @@ class SyntheticParams:
         return self.chunk_frames * self.height * self.width * 3
 
 
-class Waiting(NamedTuple):
-    """An input frame not yet used: uint8 [H, W, 3], its media time and ticks to the next, its revision."""
-
-    pixels: np.ndarray
-    pts: int
-    ticks: int
-    revision: int
-
-
 class Mark(NamedTuple):
     """Where a State stood: all that a push, a control or a step changes."""
 
@@ -115,6 +108,7 @@ class SyntheticState:
 
     def snapshot(self) -> Snapshot:
         meta = {
+            "version": SNAPSHOT_VERSION,
             "seed": self.seed,
             "prompt": self.prompt,
             "step_ms": self.step_ms,
@@ -165,12 +159,13 @@ class Synthetic(StreamModel):
         return SyntheticState(params, seed, params.prompt, params.step_ms, buffer)
 
     def restore(self, params: SyntheticParams, snapshot: Snapshot) -> SyntheticState:
-        meta, tensors = snapshot.meta, snapshot.tensors
-        if tensors["buffer"].shape != (params.state_bytes,):
-            raise Corrupt(f"snapshot has {tensors['buffer'].size} state bytes, parameters say {params.state_bytes}")
-        waiting = tuple(Waiting(tensors[f"waiting.{i}"].copy(), *times) for i, times in enumerate(meta["waiting"]))
-        buffer = tensors["buffer"].copy()
-        return SyntheticState(params, meta["seed"], meta["prompt"], meta["step_ms"], buffer, meta["steps"], waiting)
+        tensors = snapshot.tensors
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
+            buffer = tensors["buffer"].copy()
+            if buffer.shape != (params.state_bytes,):
+                raise Corrupt(f"snapshot has {buffer.size} state bytes, parameters say {params.state_bytes}")
+            waiting = tuple(Waiting(tensors[f"waiting.{i}"].copy(), *times) for i, times in enumerate(meta["waiting"]))
+            return SyntheticState(params, meta["seed"], meta["prompt"], meta["step_ms"], buffer, meta["steps"], waiting)
 
     def push(self, state: SyntheticState, chunk: Chunk) -> None:
         params = state.params
@@ -180,10 +175,7 @@ class Synthetic(StreamModel):
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != wanted:
             got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
             raise BadRequest(f"port 'frames' takes uint8 {list(wanted)}, got {got}")
-        ticks = chunk.frame_ticks
-        state.waiting += tuple(
-            Waiting(data[i], chunk.pts + i * ticks, ticks, chunk.revision) for i in range(chunk.frames)
-        )
+        state.waiting += tuple(frames_of(chunk))
 
     def control(self, state: SyntheticState, control: Control) -> None:
         if control.kind == "prompt":

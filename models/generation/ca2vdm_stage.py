@@ -24,7 +24,6 @@ from riverrun.models.base import (
     BadRequest,
     Chunk,
     Control,
-    Corrupt,
     Description,
     Kind,
     Port,
@@ -38,7 +37,8 @@ from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream, 
 from riverrun.models.generation.ca2vdm_sizes import clip_session
 from riverrun.models.generation.ca2vdm_state import SNAPSHOT_VERSION, ClipParams, ClipState
 from riverrun.models.generation.iddpm import IDDPM
-from riverrun.models.snapshot import below, to_tensors
+from riverrun.models.snapshot import below, to_tensors, unpack_control
+from riverrun.models.state import reading, refuse_broken, rewriting
 from riverrun.models.weights import float_dtype, load_strict, read, read_sizes
 
 
@@ -166,31 +166,19 @@ class ClipStage(StreamModel):
     @torch.no_grad()
     def step(self, states: Sequence[ClipState]) -> list[list[Chunk]]:
         """One chunk each, in one batch: prompts and first frames session by session, then denoising and writing."""
-        if broken := [state for state in states if state.is_broken]:
-            raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
+        refuse_broken(states)
         for state in states:
             self._admit(state)
-        for state in states:
-            state.is_broken = True  # until the step is through: it moves what was committed
-        for state in states:
-            self._start(state)
-        latents = self.sampler.chunk([state.stream for state in states], lambda index: self._noise(states, index))
-        chunks = [[self._emit(state, z)] for state, z in zip(states, latents, strict=True)]
-        for state in states:
-            state.is_broken = False
-        return chunks
+        with rewriting(states):
+            for state in states:
+                self._start(state)
+            latents = self.sampler.chunk([state.stream for state in states], lambda index: self._noise(states, index))
+            return [[self._emit(state, z)] for state, z in zip(states, latents, strict=True)]
 
     def restore(self, params: ClipParams, snapshot: Snapshot) -> ClipState:
-        meta = snapshot.meta
-        if meta.get("version") != SNAPSHOT_VERSION:
-            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
-        state = self.open(params, meta["counters"]["seed"])
-        try:
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
+            state = self.open(params, meta["counters"]["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
-        except KeyError as error:
-            raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
-        except ValueError as error:
-            raise Corrupt(f"the snapshot does not fit: {error}") from error
         return state
 
     def _fill(self, state: ClipState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -203,8 +191,7 @@ class ClipStage(StreamModel):
         state.tail = tensors.get("tail")  # noise is made on the host
         if state.embedding is not None:
             state.stream.text = self._text(state)
-        if pending := meta["pending"]:
-            state.pending = Control(**pending, embedding=tensors["pending"].numpy())
+        state.pending = unpack_control(meta["pending"], tensors)
         counters = meta["counters"]
         state.chunk, state.frames, state.revision = (counters[name] for name in ("chunk", "frames", "revision"))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from riverrun.models.base import BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.base import BadRequest, Control, Snapshot
 from riverrun.models.generation.ca2vdm_sampler import ClipStream
-from riverrun.models.snapshot import to_arrays
+from riverrun.models.snapshot import pack_control, to_arrays
+from riverrun.models.state import refuse_snapshot
 
 SNAPSHOT_VERSION = 1
 
@@ -66,8 +65,7 @@ class ClipState:
 
         Raises Corrupt for a session that failed.
         """
-        if self.is_broken:
-            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+        refuse_snapshot(self)
         caches: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         for cache in self.stream.caches.all():
@@ -77,15 +75,9 @@ class ClipState:
         for name in ("given", "embedding", "tail"):
             if (tensor := getattr(self, name)) is not None:
                 tensors[name] = tensor
-        if self.pending is not None:
-            tensors["pending"] = torch.from_numpy(np.array(self.pending.embedding))
+        pending, embedding = pack_control(self.pending)
+        tensors |= embedding
         arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
         meta = {"version": SNAPSHOT_VERSION, "caches": caches, "dtypes": dtypes, "counters": counters}
-        return Snapshot(meta | {"written": self.stream.caches.frames, "pending": self._waiting()}, arrays)
-
-    def _waiting(self) -> dict[str, Any] | None:
-        """The prompt that waits, without its embedding."""
-        if self.pending is None:
-            return None
-        return {name: getattr(self.pending, name) for name in ("revision", "kind", "value")}
+        return Snapshot(meta | {"written": self.stream.caches.frames, "pending": pending}, arrays)

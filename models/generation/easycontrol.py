@@ -57,12 +57,12 @@ from riverrun.models.generation.easycontrol_state import (
     EasyControlParams,
     EasyControlState,
     Held,
-    Waiting,
 )
 from riverrun.models.generation.flux import FLUX_DEV, FluxConfig, FluxTransformer
 from riverrun.models.generation.flux_schedule import flux_sigmas, pack, unpack, walk
 from riverrun.models.generation.flux_vae import FLUX_VAE, FluxVAE, FluxVAEConfig
-from riverrun.models.snapshot import below, to_tensors
+from riverrun.models.snapshot import below, to_tensors, unpack_control
+from riverrun.models.state import Waiting, check_frames, reading
 from riverrun.models.weights import as_tuples, float_dtype, load_strict, read
 
 
@@ -155,11 +155,11 @@ class EasyControl(StreamModel):
         chosen = {condition.port: condition for condition in self._chosen(state.params)}
         if chunk.port not in chosen:
             raise BadRequest(f"there is no condition {chunk.port!r} here; there are {', '.join(chosen) or 'none'}")
-        frames, placing = chunk.data, chosen[chunk.port].placing
-        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-            raise BadRequest(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        frames, placing = check_frames(chunk), chosen[chunk.port].placing
         if placing == "subject" and (len(frames) > 1 or chunk.port in state.subjects):
             raise BadRequest(f"{chunk.port!r} takes one picture for the whole stream; open another session for another")
+        if not frames.size:
+            raise BadRequest(f"frames must have pixels, got {list(frames.shape)}")
         fitted = [fit(placing, frame, self.options.cond_size) for frame in frames]
         if placing == "subject":
             state.subjects[chunk.port] = fitted[0]
@@ -198,14 +198,9 @@ class EasyControl(StreamModel):
         return [[self._emit(*made)] for made in zip(states, turns, images, strict=True)]
 
     def restore(self, params: EasyControlParams, snapshot: Snapshot) -> EasyControlState:
-        meta = snapshot.meta
-        if meta.get("version") != SNAPSHOT_VERSION:
-            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
-        try:
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
             state = self.open(params, meta["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
-        except KeyError as error:
-            raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
         return state
 
     def _fill(self, state: EasyControlState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -219,8 +214,7 @@ class EasyControl(StreamModel):
         state.subjects = {port: image.numpy() for port, image in subjects.items()}
         if "embedding" in tensors:
             state.embedding = tensors["embedding"].to(self.device)
-        if pending := meta["pending"]:
-            state.pending = Control(**pending, embedding=tensors["pending"].numpy())
+        state.pending = unpack_control(meta["pending"], tensors)
         state.frames, state.revision = meta["frames"], meta["revision"]
         for port, key in meta["keys"].items():
             if self._key(state, self.conditions[port], state.subjects[port], tensors["embedding"]) != key:
@@ -238,7 +232,7 @@ class EasyControl(StreamModel):
         entries = {}
         for condition in self._chosen(state.params):
             port = condition.port
-            image = state.subjects[port] if condition.placing == "subject" else frames[port].image
+            image = state.subjects[port] if condition.placing == "subject" else frames[port].pixels
             entries[port] = self._held(state, condition, image, embedding)
         return _Turn(control, embedding, revision, frames, entries)
 

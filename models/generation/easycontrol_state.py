@@ -13,7 +13,8 @@ from torch import Tensor
 
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
 from riverrun.models.generation.easycontrol_conditions import TOKEN, ConditionEntry
-from riverrun.models.snapshot import to_arrays
+from riverrun.models.snapshot import pack_control, to_arrays
+from riverrun.models.state import Waiting
 
 SNAPSHOT_VERSION = 1
 
@@ -77,15 +78,6 @@ class EasyControlOptions:
             raise BadRequest(f"fps must be 1..{TICKS_PER_SECOND}, got {self.fps}")
 
 
-class Waiting(NamedTuple):
-    """A condition frame not yet used: uint8 [S, S, 3], its media time and ticks to the next, its revision."""
-
-    image: np.ndarray
-    pts: int
-    ticks: int
-    revision: int
-
-
 class Held(NamedTuple):
     """A shared entry that a session keeps alive, and its content key."""
 
@@ -115,7 +107,7 @@ class EasyControlState:
 
     @property
     def nbytes(self) -> int:
-        pictures = [*self.subjects.values(), *(w.image for queue in self.waiting.values() for w in queue)]
+        pictures = [*self.subjects.values(), *(w.pixels for queue in self.waiting.values() for w in queue)]
         text = 0 if self.embedding is None else self.embedding.nbytes
         return text + sum(p.nbytes for p in pictures) + sum(held.entry.nbytes for held in self.entries.values())
 
@@ -127,16 +119,14 @@ class EasyControlState:
         """
         tensors = {f"subject/{port}": torch.from_numpy(image) for port, image in self.subjects.items()}
         for port, queue in self.waiting.items():
-            tensors |= {f"waiting/{port}/{i}": torch.from_numpy(w.image) for i, w in enumerate(queue)}
+            tensors |= {f"waiting/{port}/{i}": torch.from_numpy(w.pixels) for i, w in enumerate(queue)}
         if self.embedding is not None:
             tensors["embedding"] = self.embedding
-        if self.pending is not None:
-            tensors["pending"] = torch.from_numpy(np.array(self.pending.embedding))
+        pending, embedding = pack_control(self.pending)
+        tensors |= embedding
         arrays, dtypes = to_arrays(tensors)
-        meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "dtypes": dtypes}
+        meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "dtypes": dtypes, "pending": pending}
         meta |= {name: getattr(self, name) for name in ("seed", "frames", "revision")}
         meta["keys"] = {port: held.key for port, held in self.entries.items()}
         meta["waiting"] = {port: [list(w[1:]) for w in queue] for port, queue in self.waiting.items()}
-        control = self.pending
-        meta["pending"] = control and {"revision": control.revision, "kind": control.kind, "value": control.value}
         return Snapshot(meta, arrays)

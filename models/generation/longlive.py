@@ -23,7 +23,6 @@ from riverrun.models.base import (
     BadRequest,
     Chunk,
     Control,
-    Corrupt,
     Description,
     Kind,
     Port,
@@ -40,7 +39,8 @@ from riverrun.models.generation.longlive_state import (
 )
 from riverrun.models.generation.rollout import BlockSampler, LatentStream
 from riverrun.models.key_forms import dit_keys, vae_keys
-from riverrun.models.snapshot import below, to_tensors
+from riverrun.models.snapshot import below, to_tensors, unpack_control
+from riverrun.models.state import reading, rewriting
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
 from riverrun.models.wan.sizes import dit_session, vae_session
@@ -142,29 +142,16 @@ class LongLive(StreamModel):
     @torch.no_grad()
     def step(self, states: Sequence[LongLiveState]) -> list[list[Chunk]]:
         """One block each, in one batch: prompt switches first, then denoising, then each session's decoder."""
-        if broken := [state for state in states if state.is_broken]:
-            raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
-        for state in states:
-            state.is_broken = True  # until the step is through: it rewrites what was committed
-        for state in states:
-            self._switch(state)
-        latents = self.sampler.block([state.stream for state in states], lambda index: self._noise(states, index))
-        chunks = [[self._emit(state, block)] for state, block in zip(states, latents, strict=True)]
-        for state in states:
-            state.is_broken = False
-        return chunks
+        with rewriting(states):
+            for state in states:
+                self._switch(state)
+            latents = self.sampler.block([state.stream for state in states], lambda index: self._noise(states, index))
+            return [[self._emit(state, block)] for state, block in zip(states, latents, strict=True)]
 
     def restore(self, params: LongLiveParams, snapshot: Snapshot) -> LongLiveState:
-        meta = snapshot.meta
-        if meta.get("version") != SNAPSHOT_VERSION:
-            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
-        state = self.open(params, meta["counters"]["seed"])
-        try:
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
+            state = self.open(params, meta["counters"]["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
-        except KeyError as error:
-            raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
-        except ValueError as error:
-            raise Corrupt(f"the snapshot does not fit: {error}") from error
         return state
 
     def _fill(self, state: LongLiveState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -179,8 +166,7 @@ class LongLive(StreamModel):
         if "embedding" in tensors:
             state.embedding = tensors["embedding"].to(self.device)
             state.stream.text = self._text(state.embedding)
-        if pending := meta["pending"]:
-            state.pending = Control(**pending, embedding=tensors["pending"].numpy())
+        state.pending = unpack_control(meta["pending"], tensors)
         counters = meta["counters"]
         state.chunk, state.frames, state.revision = (counters[name] for name in ("chunk", "frames", "revision"))
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from riverrun.kernels.histories import Histories
-from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Corrupt, Snapshot
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
 from riverrun.models.generation.rollout import LatentStream
-from riverrun.models.snapshot import to_arrays
+from riverrun.models.snapshot import pack_control, to_arrays
+from riverrun.models.state import refuse_snapshot
 from riverrun.models.wan.stream import RopeForm
 
 SNAPSHOT_VERSION = 1
@@ -65,28 +64,21 @@ class LongLiveState:
         A prompt that waits for the next block is in it, so that a control once taken is not lost with its session.
         Raises Corrupt for a session that failed.
         """
-        if self.is_broken:
-            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+        refuse_snapshot(self)
         cache_meta, cache = self.stream.cache.snapshot()
         history_meta, histories = self.histories.snapshot()
         tensors = {"recent": self.stream.recent}
         if self.embedding is not None:
             tensors["embedding"] = self.embedding
-        if self.pending is not None:
-            tensors["pending"] = torch.from_numpy(np.array(self.pending.embedding))
+        pending, embedding = pack_control(self.pending)
+        tensors |= embedding
         tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
         tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
         arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
         meta = {"version": SNAPSHOT_VERSION, "start": self.stream.start, "cache": cache_meta, "dtypes": dtypes}
-        meta |= {"histories": history_meta, "counters": counters, "pending": self._waiting()}
+        meta |= {"histories": history_meta, "counters": counters, "pending": pending}
         return Snapshot(meta, arrays)
-
-    def _waiting(self) -> dict[str, Any] | None:
-        """The prompt that waits, without its embedding."""
-        if (control := self.pending) is None:
-            return None
-        return {"revision": control.revision, "kind": control.kind, "value": control.value}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from riverrun.kernels.policies import smallest_total
 from riverrun.models.base import (
     BadRequest,
     Chunk,
-    Corrupt,
     Description,
     Kind,
     Port,
@@ -47,13 +46,13 @@ from riverrun.models.geometry.infinitevggt_state import (
     SNAPSHOT_VERSION,
     InfiniteVGGTParams,
     InfiniteVGGTState,
-    Waiting,
 )
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import Fit, network_size, prepare
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig, rolling_stream
 from riverrun.models.snapshot import below, to_tensors
+from riverrun.models.state import Waiting, check_frames, frames_of, reading, rewriting
 from riverrun.models.weights import as_tuples, float_dtype, load_strict, read
 
 TRACKER = "track_head."
@@ -130,21 +129,15 @@ class InfiniteVGGT(StreamModel):
         return state
 
     def push(self, state: InfiniteVGGTState, chunk: Chunk) -> None:
-        data = chunk.data
         if chunk.port != "frames":
             raise BadRequest(f"InfiniteVGGT takes a port 'frames', got {chunk.port!r}")
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 4 or data.shape[3] != 3:
-            got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-            raise BadRequest(f"port 'frames' takes uint8 [T, H, W, 3], got {got}")
-        size = (data.shape[1], data.shape[2])
+        _, height, width, _ = check_frames(chunk).shape
+        size = (height, width)
         if state.size is None:
             self._begin(state, size)
         elif size != state.size:
-            height, width = state.size
-            raise BadRequest(f"this stream's frames are {height} x {width}, got {size[0]} x {size[1]}")
-        for i, pixels in enumerate(data):
-            pts = chunk.pts + i * chunk.frame_ticks
-            state.waiting.append(Waiting(pixels.copy(), pts, chunk.frame_ticks, chunk.revision))
+            raise BadRequest(f"this stream's frames are {state.size[0]} x {state.size[1]}, got {height} x {width}")
+        state.waiting.extend(frames_of(chunk))
 
     def ready(self, state: InfiniteVGGTState) -> bool:
         return bool(state.waiting)
@@ -157,31 +150,18 @@ class InfiniteVGGT(StreamModel):
     @torch.no_grad()
     def step(self, states: Sequence[InfiniteVGGTState]) -> list[list[Chunk]]:
         """One frame each, in one batch; attention session by session, each over its own memory."""
-        if broken := [state for state in states if state.is_broken]:
-            raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
-        for state in states:
-            state.is_broken = True  # until the step is through: it lets go of what was committed
-        images = torch.stack([self._prepared(state) for state in states]).to(self.device)
-        streams = [state.stream for state in states if state.stream is not None]
-        from_head = states[0].params.points == "head"
-        result = self.model.frame(images, streams, points=from_head)
-        outputs = self._outputs(result, *images.shape[2:])
-        chunks = [self._emit(state, outputs, row) for row, state in enumerate(states)]
-        for state in states:
-            state.is_broken = False
-        return chunks
+        with rewriting(states):
+            images = torch.stack([self._prepared(state) for state in states]).to(self.device)
+            streams = [state.stream for state in states if state.stream is not None]
+            from_head = states[0].params.points == "head"
+            result = self.model.frame(images, streams, points=from_head)
+            outputs = self._outputs(result, *images.shape[2:])
+            return [self._emit(state, outputs, row) for row, state in enumerate(states)]
 
     def restore(self, params: InfiniteVGGTParams, snapshot: Snapshot) -> InfiniteVGGTState:
-        meta = snapshot.meta
-        if meta.get("version") != SNAPSHOT_VERSION:
-            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
-        try:
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
             state = self.open(params, meta["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
-        except KeyError as error:
-            raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
-        except ValueError as error:
-            raise Corrupt(f"the snapshot does not fit: {error}") from error
         return state
 
     def _fill(self, state: InfiniteVGGTState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -215,7 +195,7 @@ class InfiniteVGGT(StreamModel):
             "camera": camera,
             "confidence": result.depth_confidence if confidence is None else confidence,
         }
-        return {port: tensor.float().cpu().numpy() for port, tensor in found.items()}
+        return {port: tensor.float().contiguous().cpu().numpy() for port, tensor in found.items()}
 
     def _emit(self, state: InfiniteVGGTState, outputs: Mapping[str, np.ndarray], row: int) -> list[Chunk]:
         frame, number = state.waiting.popleft(), state.frames

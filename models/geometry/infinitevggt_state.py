@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from riverrun.models.base import BadRequest, Corrupt, Snapshot
+from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import Fit
 from riverrun.models.snapshot import to_arrays
+from riverrun.models.state import Waiting, refuse_snapshot
 
 SNAPSHOT_VERSION = 1
 
@@ -54,15 +55,6 @@ class InfiniteVGGTParams:
                 raise BadRequest(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
-class Waiting(NamedTuple):
-    """An input frame not yet used: uint8 [H, W, 3], its media time and ticks to the next, its revision."""
-
-    pixels: np.ndarray
-    pts: int
-    ticks: int
-    revision: int
-
-
 @dataclass
 class InfiniteVGGTState:
     """One session; see `snapshot` for what is kept.
@@ -87,8 +79,7 @@ class InfiniteVGGTState:
     def snapshot(self) -> Snapshot:
         """Exact: both caches' slots in their order, scores, frames that wait, counters. Raises Corrupt for a session
         that failed."""
-        if self.is_broken:
-            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+        refuse_snapshot(self)
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "seed": self.seed, "frames": self.frames}
         meta["size"] = None if self.size is None else list(self.size)
         meta["waiting"] = [[w.pts, w.ticks, w.revision] for w in self.waiting]

@@ -32,7 +32,6 @@ from riverrun.models.base import (
     BadRequest,
     Chunk,
     Control,
-    Corrupt,
     Description,
     Kind,
     Port,
@@ -43,6 +42,7 @@ from riverrun.models.base import (
 )
 from riverrun.models.key_forms import dit_keys, vae_keys
 from riverrun.models.snapshot import below, to_tensors
+from riverrun.models.state import check_frames, frames_of, reading, refuse_broken, rewriting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape, trunk_keys
 from riverrun.models.super_resolution.infvsr_state import (
     SNAPSHOT_VERSION,
@@ -55,7 +55,6 @@ from riverrun.models.super_resolution.scenes import (
     FIRST,
     MIN_SCENE,
     NEXT,
-    Frame,
     SceneChunk,
     SceneSplitter,
     revision_of,
@@ -143,15 +142,10 @@ class InfVSR(StreamModel):
         return InfVSRState(params, SceneSplitter(threshold, options.reference_threshold))
 
     def push(self, state: InfVSRState, chunk: Chunk) -> None:
-        data = chunk.data
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 4 or data.shape[3] != 3:
-            got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
-            raise BadRequest(f"port 'frames' takes uint8 [T, H, W, 3], got {got}")
-        size, most = data.shape[1:3], self._size(state.params)
+        size, most = check_frames(chunk).shape[1:3], self._size(state.params)
         if min(size) < 1 or np.prod(self._padded(size)) > np.prod(self._padded(most)):
             raise BadRequest(f"this session takes frames as large as {most[0]} x {most[1]}, got {size[0]} x {size[1]}")
-        for i, pixels in enumerate(data):
-            frame = Frame(pixels.copy(), chunk.pts + i * chunk.frame_ticks, chunk.frame_ticks, chunk.revision)
+        for frame in frames_of(chunk):
             state.splitter.add(frame)
 
     def control(self, state: InfVSRState, control: Control) -> None:
@@ -176,15 +170,11 @@ class InfVSR(StreamModel):
     @torch.no_grad()
     def step(self, states: Sequence[InfVSRState]) -> list[list[Chunk]]:
         """One chunk each; encoder and decoder session by session, the transformer in one batch."""
-        if broken := [state for state in states if state.is_broken]:
-            raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
+        refuse_broken(states)
         if waiting := [state for state in states if not self.ready(state)]:
             raise BadRequest(f"{len(waiting)} session(s) wait for more frames")
-        for state in states:
-            state.is_broken = True  # until the step is through: it rewrites what was committed
-        made = self.restored(states, [chunk for state in states if (chunk := state.splitter.take())])
-        for state in states:
-            state.is_broken = False
+        with rewriting(states):
+            made = self.restored(states, [chunk for state in states if (chunk := state.splitter.take())])
         return [[chunk] for chunk in made]
 
     def finish(self, state: InfVSRState) -> list[Chunk]:
@@ -265,16 +255,9 @@ class InfVSR(StreamModel):
     # -- snapshot --------------------------------------------------------------------------------------------
 
     def restore(self, params: InfVSRParams, snapshot: Snapshot) -> InfVSRState:
-        meta = snapshot.meta
-        if meta.get("version") != SNAPSHOT_VERSION:
-            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
         state = self.open(params, 0)
-        try:
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
-        except KeyError as error:
-            raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
-        except ValueError as error:
-            raise Corrupt(f"the snapshot does not fit: {error}") from error
         return state
 
     @torch.no_grad()

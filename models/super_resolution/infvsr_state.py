@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.histories import Histories
-from riverrun.models.base import BadRequest, Corrupt, Snapshot
+from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.snapshot import to_arrays
+from riverrun.models.state import refuse_snapshot
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP, Scene
 from riverrun.models.super_resolution.scenes import SceneSplitter
 from riverrun.models.wan.stream import TextEntry
@@ -100,8 +101,7 @@ class InfVSRState:
 
         Raises Corrupt for a session that failed.
         """
-        if self.is_broken:
-            raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+        refuse_snapshot(self)
         waiting, frames = self.splitter.snapshot()
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "splitter": waiting, "scene": None}
         tensors = {f"splitter/{name}": torch.from_numpy(array) for name, array in frames.items()}

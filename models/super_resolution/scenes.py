@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+
+from riverrun.models.state import Waiting
 
 MIN_SCENE = 15
 """Frames a scene lasts at least; a cut may be found this late. Also how long a reference frame is kept at least."""
@@ -76,15 +78,6 @@ class CutFilter:
         return None
 
 
-class Frame(NamedTuple):
-    """An input frame that waits: uint8 RGB [H, W, 3], media time, ticks to the next frame, control revision."""
-
-    pixels: np.ndarray
-    pts: int
-    ticks: int
-    revision: int
-
-
 @dataclass(frozen=True)
 class SceneChunk:
     """Frames of one scene that are restored together. is_new_scene: nothing before them may be looked back at.
@@ -92,7 +85,7 @@ class SceneChunk:
     is_new_reference: its first frame becomes the reference of the visual guidance.
     """
 
-    frames: tuple[Frame, ...]
+    frames: tuple[Waiting, ...]
     is_new_scene: bool
     is_new_reference: bool
 
@@ -111,7 +104,7 @@ class SceneSplitter:
 
     scene_threshold: float | None = 27.0
     reference_threshold: float = 27.0
-    waiting: deque[Frame] = field(default_factory=deque)
+    waiting: deque[Waiting] = field(default_factory=deque)
     cuts: deque[int] = field(default_factory=deque)
     filter: CutFilter = field(default_factory=CutFilter)
     start: int = 0
@@ -123,7 +116,7 @@ class SceneSplitter:
     reference: np.ndarray | None = None
     reference_at: int = 0
 
-    def add(self, frame: Frame) -> float:
+    def add(self, frame: Waiting) -> float:
         """Takes the next frame and returns how much it differs from the one before (0 for a first one).
 
         A frame of another size begins a new scene.
@@ -219,13 +212,13 @@ class SceneSplitter:
             setattr(self, name, meta["counters"][name])
         self.cuts, self.filter = deque(meta["cuts"]), CutFilter(**meta["filter"])
         self.shape = tuple(meta["shape"]) if meta["shape"] else None
-        self.waiting = deque(Frame(arrays[f"waiting/{i}"], *times) for i, times in enumerate(meta["waiting"]))
+        self.waiting = deque(Waiting(arrays[f"waiting/{i}"], *times) for i, times in enumerate(meta["waiting"]))
         self.last, self.reference = arrays.get("last"), arrays.get("reference")
 
 
 _COUNTERS = ("start", "seen", "settled", "begins", "reference_at")
 
 
-def revision_of(frames: Sequence[Frame]) -> int:
+def revision_of(frames: Sequence[Waiting]) -> int:
     """The newest control in force for these frames."""
     return max(frame.revision for frame in frames)

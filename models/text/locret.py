@@ -6,7 +6,7 @@ has new positions, its slot numbers: however long the text, none lies beyond wha
 
 Everything here works through the cache, so any decoding strategy goes on from it (`decoding.decode`).
 State: a `ScoredCache` with raw keys, (2 D + 1) values a slot, layer and key head. Llama 3.1 8B, bfloat16, budget 16384:
-2.0 GiB, and 0.6 GiB for the room of a chunk or of what is written. Weights: the base model's own; the released heads
+2.0 GiB, and 0.5 GiB for the room of a chunk or of what is written. Weights: the base model's own; the released heads
 (hyx21/Locret-llama-3.1-8B-instruct, hyx21/Locret-phi-3-mini-128K) state no licence.
 
 B batch, T tokens, V vocabulary, C model dim, H query heads, K key heads, D head dim.
@@ -14,7 +14,8 @@ B batch, T tokens, V vocabulary, C model dim, H query heads, K key heads, D head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ from riverrun.models.text.packed import PackedMemory, Rows, feed
 
 WIDTH = 1024
 """Of the released heads."""
+HEAD = ".self_attn.fc"
+"""What the names of the heads' weights contain, and no other's."""
 PAGE = 256
 
 
@@ -202,3 +205,15 @@ def scored(stream: TextStream) -> ScoredCache:
     if not isinstance(stream.cache, ScoredCache):
         raise TypeError(f"reading under a budget takes a cache of scores, got a {type(stream.cache).__name__}")
     return stream.cache
+
+
+def infer_heads(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+    """(sizes, names and shapes) of the retaining heads of one model, as their shapes say; names without `model.`."""
+    of_layers = [re.fullmatch(r"layers\.(\d+)\.self_attn\.fc[12]\.weight", name) for name in tensors]
+    layers = 1 + max((int(found[1]) for found in of_layers if found), default=0)
+    features = {tensor.shape[1] for name, tensor in tensors.items() if name.endswith("fc1.weight")}
+    outs = {tuple(tensor.shape) for name, tensor in tensors.items() if name.endswith("fc2.weight")}
+    heads, width = min(outs, default=(0, WIDTH))
+    shapes = {"fc1": (width, min(features, default=0)), "fc2": (heads, width)}
+    names = {f"layers.{i}.self_attn.{part}.weight": shape for i in range(layers) for part, shape in shapes.items()}
+    return {"layers": layers, "heads": heads, "width": width, "features": shapes["fc1"][1]}, names

@@ -19,7 +19,7 @@ from riverrun.models.base import BadRequest, Chunk, Corrupt, Unavailable, parse_
 from riverrun.models.text.decoding import TextStream, decode
 from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.lm_weights import lm_keys
-from riverrun.models.text.locret import RetainingLM, Retention, begin, read, scored, trim
+from riverrun.models.text.locret import HEAD, RetainingLM, Retention, begin, read, scored, trim
 from riverrun.models.text.stage import LanguageModel, TextState
 from riverrun.models.weights import load_strict
 from riverrun.models.weights import read as read_tensors
@@ -103,7 +103,7 @@ def load_retaining(
     tensors = lm_keys(read_tensors(source), sizes)
     if heads is not None:
         found = lm_keys(read_tensors(heads), sizes)
-        tensors |= {key: tensor for key, tensor in found.items() if ".self_attn.fc" in key}
+        tensors |= {key: tensor for key, tensor in found.items() if HEAD in key}
     first = tensors.get("model.layers.0.self_attn.fc1.weight")
     if first is None:
         raise BadRequest(f"{heads or source} holds no retaining heads (model.layers.0.self_attn.fc1.weight)")

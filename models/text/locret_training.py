@@ -20,7 +20,7 @@ from riverrun.kernels.policies import Full
 from riverrun.kernels.rope import rotate_halves
 from riverrun.models.base import BadRequest
 from riverrun.models.text.causal_lm import CausalLM
-from riverrun.models.text.locret import RetainingLM
+from riverrun.models.text.locret import HEAD, RetainingLM
 from riverrun.models.text.packed import Rows, feed
 from riverrun.models.text.rotary import Rotary
 
@@ -113,7 +113,7 @@ def overlap(scores: Tensor, labels: Tensor, share: float = 0.1) -> float:
 def head_parameters(model: RetainingLM) -> list[nn.Parameter]:
     """The heads', made trainable; every other parameter is frozen."""
     model.requires_grad_(False)
-    heads = [part for name, part in model.named_parameters() if ".self_attn.fc" in name]
+    heads = [part for name, part in model.named_parameters() if HEAD in name]
     for part in heads:
         part.requires_grad_()
     return heads

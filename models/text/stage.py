@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from riverrun.kernels.cache import CachePoisoned, KVCache
 from riverrun.models.base import (
@@ -31,6 +32,7 @@ from riverrun.models.base import (
     StreamModel,
 )
 from riverrun.models.snapshot import below, to_arrays, to_tensors
+from riverrun.models.state import reading
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.decoding import TextStream, cache_bytes, decode, text_cache
 from riverrun.models.text.lm_weights import load_lm, read_config, stop_ids
@@ -126,6 +128,7 @@ class LanguageModel(StreamModel):
             inputs=(Port("prompt", Kind.TEXT),),
             outputs=(Port("tokens", Kind.TEXT),),
             chunk_frames=min(reach, params.max_tokens),
+            latency_frames=1,
             fps=TICKS_PER_SECOND / self.ticks,
             controls=("prompt",) if self.tokenizer else (),
             retained_bytes=self._session_bytes(reach),
@@ -167,22 +170,22 @@ class LanguageModel(StreamModel):
         return [self._emit(state, len(new)) for state, new in zip(states, tokens, strict=True)]
 
     def restore(self, params: TextParams, snapshot: Snapshot) -> TextState:
-        meta = snapshot.meta
-        if meta.get("version") != SNAPSHOT_VERSION:
-            raise Corrupt(f"the snapshot has version {meta.get('version')}, this model reads {SNAPSHOT_VERSION}")
-        tensors = to_tensors(snapshot.tensors, meta["dtypes"], self.model.device)
-        state = self.open(params, meta["seed"])
+        with reading(snapshot, SNAPSHOT_VERSION) as meta:
+            state = self.open(params, meta["seed"])
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], self.model.device))
+        return state
+
+    def _fill(self, state: TextState, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         stream = state.stream
+        stream.cache.restore(meta["cache"], below(tensors, "cache/"))
         try:
-            stream.cache.restore(meta["cache"], below(tensors, "cache/"))
             stream.work = type(stream.work)(**meta["work"])
-        except (TypeError, ValueError) as error:  # TypeError: the drafts of another strategy
-            raise Corrupt(f"the snapshot does not fit: {error}") from error
+        except TypeError as error:
+            raise ValueError("its drafts are another strategy's") from error
         stream.ids, stream.chance.drawn = tensors["ids"].tolist(), meta["drawn"]
         for owner, values in ((stream, meta["stream"]), (state, meta["state"])):
             for name, value in values.items():
                 setattr(owner, name, value)
-        return state
 
     # -- what a model with another memory does otherwise (Locret) --------------------------------------------
 

@@ -166,13 +166,14 @@ class PooledStream:
     """A cache under DiverseKeys, with what is in it kept beside in plain lists."""
 
     def __init__(self, total: int) -> None:
-        self.cache = KVCache(POOLED, DiverseKeys(total, POOLED.layers, FRAME))
+        self.policy = DiverseKeys(total, POOLED.layers, FRAME)
+        self.cache = KVCache(POOLED, self.policy)
         self.scores = torch.zeros(POOLED.layers)
         self.mirror = [torch.empty(1, 0, 2, 4) for _ in range(POOLED.layers)]
         self.draw = torch.Generator().manual_seed(0)
 
     def frame(self) -> None:
-        policy = self.cache.policy
+        policy = self.policy
         budgets = policy.budgets(self.scores)
         with calling([self.cache], [self.cache.cursor], FRAME):
             for layer, budget in enumerate(budgets):
@@ -193,11 +194,11 @@ def test_pages_move_between_layers_and_the_pool_stays() -> None:
     seen, held = set(), stream.cache.nbytes
     for _ in range(60):
         stream.frame()
-        assert sum(stream.cache.lengths) <= stream.cache.policy.total
+        assert sum(stream.cache.lengths) <= stream.policy.total
         owned = [page for pages in stream.cache.table for page in pages]
         assert len(set(owned)) == len(owned)
         seen.add(tuple(stream.cache.lengths))
-    assert stream.cache.nbytes == held == 2 * 4 * 2 * 4 * 4 * (-(-stream.cache.policy.pool // 4) + 3)
+    assert stream.cache.nbytes == held == 2 * 4 * 2 * 4 * 4 * (-(-stream.policy.pool // 4) + 3)
     assert len(seen) > 5
     assert 0 < stream.cache.fill < 1
 

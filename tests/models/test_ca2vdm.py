@@ -161,7 +161,7 @@ def test_wrong_snapshots_are_corrupt(folder: Path) -> None:
     with pytest.raises(Corrupt, match="version 9"):
         model.restore(state.params, Snapshot({**snapshot.meta, "version": 9}, snapshot.tensors))
     fewer = {name: array for name, array in snapshot.tensors.items() if name != "prefix/k"}
-    with pytest.raises(Corrupt, match="lacks 'k'"):
+    with pytest.raises(Corrupt, match="lacks 'prefix/k'"):
         model.restore(state.params, Snapshot(snapshot.meta, fewer))
 
 

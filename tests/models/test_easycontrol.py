@@ -181,8 +181,8 @@ def test_restored_stream_is_bit_equal(model: EasyControl) -> None:
     twin = model.restore(state.params, snapshot)
     for poisoned in snapshot.tensors.values():
         poisoned.fill(99)  # the restored state must own its memory
-    for poisoned in state.entries["subject"].entry.k:
-        poisoned.fill_(99)  # not what the twin may go on from
+    for keys in state.entries["subject"].entry.k:
+        keys.fill_(99)  # not what the twin may go on from
     state.entries.clear()
     other = model.restore(state.params, as_stored(twin.snapshot()))
     assert [w.pts for w in twin.waiting["depth"]] == [0, 3000]
@@ -231,7 +231,7 @@ def test_snapshots_that_do_not_fit_are_corrupt(model: EasyControl, folder: Path)
     for port in ("subject", "depth"):
         with pytest.raises(Corrupt, match=rf"of conditions \['depth', 'subject'\], this is of \['{port}'\]"):
             model.restore(dataclasses.replace(state.params, conditions={port: 1.0}), snapshot)
-    with pytest.raises(Corrupt, match="the snapshot lacks 'subject'"):
+    with pytest.raises(Corrupt, match="the snapshot lacks 'subject/subject'"):
         model.restore(state.params, dataclasses.replace(snapshot, tensors={"embedding": snapshot.tensors["embedding"]}))
     with pytest.raises(Corrupt, match="version 0, this model reads 1"):
         model.restore(state.params, dataclasses.replace(snapshot, meta={"version": 0}))
@@ -418,7 +418,7 @@ def test_wrong_inputs(model: EasyControl) -> None:
         model.push(state, chunk("pose", 1))
     with pytest.raises(BadRequest, match="one picture for the whole stream"):
         model.push(state, chunk("subject", 2))
-    with pytest.raises(BadRequest, match=r"must be uint8 \[T, H, W, 3\], got float32 \[1, 8, 8, 3\]"):
+    with pytest.raises(BadRequest, match=r"takes uint8 \[T, H, W, 3\], got float32 \[1, 8, 8, 3\]"):
         model.push(state, Chunk("depth", np.zeros((1, 8, 8, 3), np.float32), 0, 1, 1))
     with pytest.raises(BadRequest, match="takes prompts, got a control of kind 'camera'"):
         model.control(state, Control(1, "camera", 1.0))

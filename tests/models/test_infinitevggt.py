@@ -219,7 +219,7 @@ def test_a_damaged_snapshot_is_corrupt(model: InfiniteVGGT) -> None:
     with pytest.raises(Corrupt, match="version 0, this model reads 1"):
         model.restore(state.params, Snapshot({**snapshot.meta, "version": 0}, snapshot.tensors))
     tensors = {name: array for name, array in snapshot.tensors.items() if name != "poses/k"}
-    with pytest.raises(Corrupt, match="the snapshot lacks 'k'"):
+    with pytest.raises(Corrupt, match="the snapshot lacks 'poses/k'"):
         model.restore(state.params, Snapshot(snapshot.meta, tensors))
 
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from riverrun.kernels.histories import Histories
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot, Unavailable
+from riverrun.models.state import Waiting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape
 from riverrun.models.super_resolution.infvsr import INFVSR_DIT, InfVSR
 from riverrun.models.super_resolution.infvsr_state import InfVSRParams, InfVSRState
 from riverrun.models.super_resolution.restorer import Restorer
-from riverrun.models.super_resolution.scenes import CutFilter, Frame, SceneSplitter, difference, hsv
+from riverrun.models.super_resolution.scenes import CutFilter, SceneSplitter, difference, hsv
 from riverrun.models.super_resolution.swin import SWIN_L, SwinConfig
 from riverrun.models.super_resolution.tiles import TiledVAE, Tiling
 from riverrun.models.wan.dit import WanConfig, WanModel
@@ -461,7 +462,7 @@ def test_flicker_after_a_cut_is_merged_into_one_late_cut() -> None:
 def test_a_stale_reference_is_replaced_without_a_cut() -> None:
     splitter = SceneSplitter(60.0, 20.0)
     for number in range(60):
-        splitter.add(Frame(np.full((4, 4, 3), 2 * number, np.uint8), number, 1, 0))
+        splitter.add(Waiting(np.full((4, 4, 3), 2 * number, np.uint8), number, 1, 0))
     splitter.cut()
     plan = []
     while chunk := splitter.take():

@@ -132,3 +132,20 @@ def test_bytes_of_a_released_session() -> None:
     assert vae["decoder history"] == 151_328 * 60 * 104 * 2
     assert human(vae["decoder history"]) == "1.89 GB"
     assert vae["encoder history"] / 2**30 == pytest.approx(1.04, abs=0.01)
+
+
+def test_retaining_heads_alone_and_beside_their_model(tmp_path: Path) -> None:
+    whole = weights("locret/locret_llama_gqa")
+    heads = {key: tensor for key, tensor in whole.items() if ".fc" in key}
+    torch.save(heads, tmp_path / "heads.bin")
+    alone = inspect_checkpoint(tmp_path / "heads.bin")
+    assert (alone.what, alone.is_loadable, alone.licence) == ("retaining-heads", True, None)
+    assert alone.config == {"layers": 2, "heads": 2, "width": 40, "features": 64}
+    save_file(whole, tmp_path / "whole.safetensors")
+    both = inspect_checkpoint(tmp_path / "whole.safetensors")
+    assert (both.what, both.is_loadable) == ("lm", True)
+    assert both.name.endswith("of cache a token, retaining heads (Locret)")
+    del whole["model.layers.1.self_attn.fc2.weight"], whole["model.norm.weight"]
+    save_file(whole, tmp_path / "part.safetensors")
+    part = inspect_checkpoint(tmp_path / "part.safetensors")
+    assert part.misfit.missing == ("model.norm.weight", "layers.1.self_attn.fc2.weight")

@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from riverrun.kernels.rope import angles_3d, rotate, rotation
+from riverrun.models.state import Waiting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape, trunk_keys
 from riverrun.models.super_resolution.infvsr import InfVSR
 from riverrun.models.super_resolution.infvsr_state import InfVSRParams, InfVSRState
 from riverrun.models.super_resolution.restorer import Restorer, Scene
-from riverrun.models.super_resolution.scenes import CutFilter, Frame, SceneChunk, SceneSplitter
+from riverrun.models.super_resolution.scenes import CutFilter, SceneChunk, SceneSplitter
 from riverrun.models.super_resolution.swin import SwinConfig
 from riverrun.models.super_resolution.tiles import TiledVAE, Tiling
 from riverrun.models.wan.dit import WanConfig, WanModel
@@ -174,7 +175,7 @@ def scenes(case: Case) -> None:
     detector, events, plan, scores = CutFilter(), [], [], []
     frames = case["in/frames_u8_rgb"].numpy()[: meta.get("max_frames")]
     for number, pixels in enumerate(frames):
-        scores.append(splitter.add(Frame(pixels, number, 1, 0)))
+        scores.append(splitter.add(Waiting(pixels, number, 1, 0)))
         cut = detector.cut(number, scores[-1] >= meta["thresholds"][0])
         events += [] if cut is None else [[number, [cut]]]
         plan += taken(splitter)
@@ -270,7 +271,7 @@ def pipeline_stream(case: Case) -> None:
         model.number = number
         pixels = case[f"in/frames_u8/{number}"].numpy()
         assert len(pixels) == row["frames"]
-        frames = tuple(Frame(picture, 0, 1, 0) for picture in pixels)
+        frames = tuple(Waiting(picture, 0, 1, 0) for picture in pixels)
         (chunk,) = model.restored([state], [SceneChunk(frames, row["new_scene"], row["update_reference"])])
         if f"out/frames/{number}" in case:
             expected = ((case[f"out/frames/{number}"][0] + 1) * 127.5).clamp(0, 255).permute(1, 2, 3, 0)

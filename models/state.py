@@ -1,0 +1,81 @@
+"""What the States of several models do alike: frames that wait, steps that fail half-way, snapshots that don't fit.
+
+Plain data, as `base`: numpy and the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from riverrun.models.base import BadRequest, Chunk, Corrupt, Snapshot
+
+
+class Waiting(NamedTuple):
+    """An input frame not yet used: uint8 [H, W, 3], its media time and ticks to the next, its revision."""
+
+    pixels: np.ndarray
+    pts: int
+    ticks: int
+    revision: int
+
+
+def check_frames(chunk: Chunk) -> np.ndarray:
+    """The chunk's frames. Raises BadRequest if they are no pictures."""
+    data = chunk.data
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 4 or data.shape[3] != 3:
+        got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise BadRequest(f"port {chunk.port!r} takes uint8 [T, H, W, 3], got {got}")
+    return data
+
+
+def frames_of(chunk: Chunk) -> list[Waiting]:
+    """The chunk's frames one by one, owning their memory: a view would keep the whole chunk alive."""
+    ticks = chunk.frame_ticks
+    return [Waiting(data.copy(), chunk.pts + i * ticks, ticks, chunk.revision) for i, data in enumerate(chunk.data)]
+
+
+class Breakable(Protocol):
+    """A State that a failed step leaves half-written. is_broken: only a restored snapshot can go on."""
+
+    is_broken: bool
+
+
+def refuse_broken(states: Sequence[Breakable]) -> None:
+    """Before a step. Raises Corrupt if one of its sessions can't go on."""
+    if broken := [state for state in states if state.is_broken]:
+        raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
+
+
+@contextmanager
+def rewriting(states: Sequence[Breakable]) -> Iterator[None]:
+    """A step that overwrites what was committed: if it fails, its sessions are broken."""
+    refuse_broken(states)
+    for state in states:
+        state.is_broken = True
+    yield
+    for state in states:
+        state.is_broken = False
+
+
+def refuse_snapshot(state: Breakable) -> None:
+    """Raises Corrupt for a session that failed."""
+    if state.is_broken:
+        raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
+
+
+@contextmanager
+def reading(snapshot: Snapshot, version: int) -> Iterator[Mapping[str, Any]]:
+    """The meta of a snapshot. Raises Corrupt for one of another version, without a part, or that does not fit."""
+    found = snapshot.meta.get("version")
+    if found != version:
+        raise Corrupt(f"the snapshot has version {found}, this model reads {version}")
+    try:
+        yield snapshot.meta
+    except KeyError as error:
+        raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
+    except ValueError as error:
+        raise Corrupt(f"the snapshot does not fit: {error}") from error
