@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -299,3 +300,38 @@ def calling(caches: Sequence[KVCache], starts: Sequence[int], new: int | Sequenc
         raise
     for cache in caches:
         cache.commit()
+
+
+class CacheCall(ABC):
+    """One call over the caches of several sessions, as a context manager: leaving it commits, or, after a failure
+    there or at its beginning, rolls every cache back."""
+
+    @abstractmethod
+    def caches_used(self) -> Iterable[KVCache]:
+        """All that the call may have begun."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Begins the call on every cache."""
+
+    def commit(self) -> None:
+        for cache in self.caches_used():
+            cache.commit()
+
+    def __enter__(self) -> Self:
+        try:
+            self.begin()
+        except BaseException:
+            self._rollback()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self._rollback()
+
+    def _rollback(self) -> None:
+        for cache in self.caches_used():
+            cache.rollback()

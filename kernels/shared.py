@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -40,3 +41,14 @@ class SharedCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class TextEntry:
+    """A prompt's cross-attention keys and values, [layers, ..., tokens, heads, head_dim] each."""
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = k, v
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from riverrun.models.base import BadRequest, Chunk, Corrupt, Snapshot
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Corrupt, Snapshot
 
 
 class Waiting(NamedTuple):
@@ -36,6 +36,23 @@ def frames_of(chunk: Chunk) -> list[Waiting]:
     """The chunk's frames one by one, owning their memory: a view would keep the whole chunk alive."""
     ticks = chunk.frame_ticks
     return [Waiting(data.copy(), chunk.pts + i * ticks, ticks, chunk.revision) for i, data in enumerate(chunk.data)]
+
+
+class Counting(Protocol):
+    """A State of a source. chunk: chunks made; frames: emitted; revision: of the control in force."""
+
+    chunk: int
+    frames: int
+    revision: int
+
+
+def emit(state: Counting, port: str, data: np.ndarray, fps: int) -> Chunk:
+    """A source's next frames as a chunk, at their time on the media clock; counts them."""
+    ticks = TICKS_PER_SECOND // fps
+    at = state.frames
+    state.chunk += 1
+    state.frames += len(data)
+    return Chunk(port, data, at * ticks, ticks, len(data), at, revision=state.revision)
 
 
 class Breakable(Protocol):

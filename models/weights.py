@@ -242,6 +242,19 @@ def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
+def default_device(name: str | None) -> torch.device:
+    """The device of that name; for None CUDA where there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_frozen(
+    module: nn.Module, tensors: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
+) -> None:
+    """As `load_strict`, on `device` and in `dtype`; nothing of it is trained. module: on the meta device."""
+    load_strict(module, {name: tensor.to(device, dtype) for name, tensor in tensors.items()})
+    module.requires_grad_(False)
+
+
 def float_dtype(name: str) -> torch.dtype:
     """The dtype a model is to run in. Raises BadRequest for a name that isn't one."""
     if name not in _FLOATS:

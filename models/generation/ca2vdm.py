@@ -14,10 +14,9 @@ no weights; training starts from Open-Sora 1.0's (Apache-2.0).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from riverrun.kernels.policies import PastQueue
-from riverrun.models.base import BadRequest, parse_params
+from riverrun.models.base import BadRequest
 from riverrun.models.generation.ca2vdm_net import STDiTConfig
 from riverrun.models.generation.ca2vdm_stage import ClipOptions, ClipStage
 
@@ -41,20 +40,9 @@ class Ca2VDMOptions(ClipOptions):
 class Ca2VDM(ClipStage):
     """The newest frames are kept, the oldest leave."""
 
-    def __init__(
-        self,
-        weights: str,
-        *,
-        weights_config: str | None = None,
-        dtype: str = "float32",
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
-        """weights: a path or a hub name. weights_config: JSON with `STDiTConfig`'s fields, default `SKY_TIMELAPSE`.
-        device: default CUDA where there is one. options: Ca2VDMOptions.
-        """
-        self.options: Ca2VDMOptions = parse_params(Ca2VDMOptions, options)
-        super().__init__(weights, weights_config, SKY_TIMELAPSE, dtype, device)
+    Options = Ca2VDMOptions
+    released = SKY_TIMELAPSE
+    options: Ca2VDMOptions
 
     def policy(self) -> PastQueue:
         return PastQueue(self.options.past, self.options.chunk)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.attention import attention, causal_mask
-from riverrun.kernels.cache import CacheSpec, KVCache
+from riverrun.kernels.cache import CacheCall, CacheSpec, KVCache
 from riverrun.kernels.policies import Full, PlannedPolicy
 from riverrun.kernels.rope import angles, rotate, rotation
 from riverrun.models.base import BadRequest
@@ -60,8 +60,8 @@ class FrameCaches:
         return [self.temporal] if self.prefix is None else [self.temporal, self.prefix]
 
 
-class CachedFrames:
-    """One call over the caches of several sessions. A context manager: leaving it commits, or rolls back.
+class CachedFrames(CacheCall):
+    """One call over the caches of several sessions.
 
     clean: the call writes clean frames, which become part of the past; else it denoises the frames that follow, whose
     keys stand in the cache only until the next call overwrites them.
@@ -78,33 +78,24 @@ class CachedFrames:
         self.rows = torch.stack([r for r, n in zip(rows, guidance_rows, strict=True) for _ in range(n)])
         self.clean = torch.full_like(self.rows, clean, dtype=torch.bool)
 
-    def __enter__(self) -> CachedFrames:
-        try:
-            for session in self.sessions:
-                if not self.is_clean and not session.frames:
-                    raise BadRequest("a stream starts with clean frames; none have been written yet")
-                session.temporal.begin(session.frames, self.frames)
-                if self.is_clean and session.prefix is not None:
-                    session.prefix.begin(0, self.config.prefix_frames * self.config.places)
-        except BaseException:
-            self._rollback()
-            raise
-        return self
+    def caches_used(self) -> list[KVCache]:
+        return [cache for session in self.sessions for cache in session.all()]
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return self._rollback()
+    def begin(self) -> None:
+        for session in self.sessions:
+            if not self.is_clean and not session.frames:
+                raise BadRequest("a stream starts with clean frames; none have been written yet")
+            session.temporal.begin(session.frames, self.frames)
+            if self.is_clean and session.prefix is not None:
+                session.prefix.begin(0, self.config.prefix_frames * self.config.places)
+
+    def commit(self) -> None:
         for session in self.sessions:
             session.temporal.commit()
             if self.is_clean:
                 session.frames += self.frames
                 if session.prefix is not None:
                     session.prefix.commit()
-
-    def _rollback(self) -> None:
-        for session in self.sessions:
-            for cache in session.all():
-                cache.rollback()
 
     def temporal(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         outs = []

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riverrun.kernels.attention import attention
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest
 
 Position = Literal["absolute", "cyclic", "rope"]
@@ -76,17 +77,6 @@ class FrameMemory(Protocol):
 
     def prefix(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of every frame to its context frames: q, k, v [B*T, S, H, D]; returns q's shape."""
-
-
-class TextEntry:
-    """A caption's cross-attention keys and values, [depth, L, H, D] each; shared by the sessions that use it."""
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
-
-    @property
-    def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
 
 
 class CausalSTDiT2(nn.Module):

@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest
 from riverrun.models.generation.ca2vdm_memory import CachedFrames, FrameCaches, WholeClip
-from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, TextEntry
+from riverrun.models.generation.ca2vdm_net import CausalSTDiT2
 from riverrun.models.generation.iddpm import IDDPM, Loss
 
 Draw = Callable[[int], Tensor]

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from riverrun.kernels.noise import normal
 from riverrun.kernels.policies import PlannedPolicy
-from riverrun.kernels.shared import SharedCache, content_key
+from riverrun.kernels.shared import SharedCache, TextEntry, content_key
 from riverrun.models.base import (
-    TICKS_PER_SECOND,
     BadRequest,
     Chunk,
     Control,
@@ -30,16 +29,17 @@ from riverrun.models.base import (
     Snapshot,
     StreamModel,
     Unavailable,
+    parse_params,
 )
 from riverrun.models.generation.ca2vdm_memory import FrameCaches
-from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig, TextEntry
+from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig
 from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream, Method
 from riverrun.models.generation.ca2vdm_sizes import clip_session
 from riverrun.models.generation.ca2vdm_state import SNAPSHOT_VERSION, ClipParams, ClipState
 from riverrun.models.generation.iddpm import IDDPM
 from riverrun.models.snapshot import below, to_tensors, unpack_control
-from riverrun.models.state import reading, refuse_broken, rewriting
-from riverrun.models.weights import float_dtype, load_strict, read, read_sizes
+from riverrun.models.state import emit, reading, refuse_broken, rewriting
+from riverrun.models.weights import default_device, float_dtype, load_frozen, read, read_sizes
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,36 @@ class ClipOptions:
 
 
 class ClipStage(StreamModel):
-    """Weights, and pure functions over States. What a method adds: its policy, its noise, its limits."""
+    """Weights, and pure functions over States. What a method adds: its policy, its noise, its limits.
+
+    Options: a subclass of `ClipOptions`. released: sizes of the network where no config says others.
+    """
 
     Params = ClipParams
+    Options: type[ClipOptions]
+    released: STDiTConfig
     options: ClipOptions
 
     def __init__(
-        self, weights: str, weights_config: str | None, default: STDiTConfig, dtype: str, device: str | None
+        self,
+        weights: str,
+        *,
+        weights_config: str | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        **options: Any,
     ) -> None:
-        """weights: a path or a hub name. weights_config: JSON with `STDiTConfig`'s fields, `default` if None."""
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """weights: a path or a hub name. weights_config: JSON with `STDiTConfig`'s fields, default `released`.
+        device: default CUDA where there is one. options: `Options`.
+        """
+        self.options = parse_params(self.Options, options)
+        self.device = default_device(device)
         self.dtype = float_dtype(dtype)
         with torch.device("meta"):
-            self.model = CausalSTDiT2(self._fitted(read_sizes(STDiTConfig, weights_config, default))).eval()
-        load_strict(self.model, {name: t.to(self.device, self.dtype) for name, t in read(weights).items()})
-        self.model.requires_grad_(False)
-        options = self.options
-        perturb = options.perturb_step if options.perturb_t else None
-        self.sampler = ChunkSampler(self.model, IDDPM(options.steps), perturb, options.method)
+            self.model = CausalSTDiT2(self._fitted(read_sizes(STDiTConfig, weights_config, self.released))).eval()
+        load_frozen(self.model, read(weights), self.device, self.dtype)
+        perturb = self.options.perturb_step if self.options.perturb_t else None
+        self.sampler = ChunkSampler(self.model, IDDPM(self.options.steps), perturb, self.options.method)
         self._texts = SharedCache()
 
     @property
@@ -238,19 +250,7 @@ class ClipStage(StreamModel):
 
     def _emit(self, state: ClipState, z: Tensor) -> Chunk:
         frames = z.transpose(0, 1).contiguous().cpu().numpy()  # (T, C, h, w)
-        ticks = TICKS_PER_SECOND // self.options.fps
-        chunk = Chunk(
-            port="latents",
-            data=frames,
-            pts=state.frames * ticks,
-            frame_ticks=ticks,
-            frames=len(frames),
-            first_frame=state.frames,
-            revision=state.revision,
-        )
-        state.chunk += 1
-        state.frames += len(frames)
-        return chunk
+        return emit(state, "latents", frames, self.options.fps)
 
     # -- sizes -----------------------------------------------------------------------------------------------
 

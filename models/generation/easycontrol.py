@@ -63,7 +63,7 @@ from riverrun.models.generation.flux_schedule import flux_sigmas, pack, unpack, 
 from riverrun.models.generation.flux_vae import FLUX_VAE, FluxVAE, FluxVAEConfig
 from riverrun.models.snapshot import below, to_tensors, unpack_control
 from riverrun.models.state import Waiting, check_frames, reading
-from riverrun.models.weights import as_tuples, float_dtype, load_strict, read
+from riverrun.models.weights import as_tuples, default_device, float_dtype, load_frozen, read
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,14 @@ class EasyControl(StreamModel):
         options: EasyControlOptions.
         """
         self.options = parse_params(EasyControlOptions, as_tuples(options))
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.dtype = float_dtype(dtype)
         with torch.device("meta"):
             self.model = FluxTransformer(FluxConfig.read(_json(weights_config)) if weights_config else FLUX_DEV).eval()
             self.vae = FluxVAE(FluxVAEConfig.read(_json(vae_config)) if vae_config else FLUX_VAE).eval()
         self._check_sizes()
         for module, source in ((self.model, weights), (self.vae, vae)):
-            load_strict(module, self._placed(read(source)))
-            module.requires_grad_(False)
+            load_frozen(module, read(source), self.device, self.dtype)
         files: dict[Placing, Mapping[str, str]] = {"subject": subjects or {}, "spatial": spatials or {}}
         self.conditions = load_conditions(self.model.config, files, lambda source: self._placed(read(source)))
         self._shared = SharedCache()

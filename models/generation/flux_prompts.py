@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase,
 
 from riverrun.models.base import BadRequest
 from riverrun.models.text.umt5 import load_tokenizer
-from riverrun.models.weights import float_dtype, load_strict, locate, read
+from riverrun.models.weights import default_device, float_dtype, load_strict, locate, read
 
 CLIP_TOKENS = 77
 """Tokens of a prompt that CLIP takes; longer ones are cut."""
@@ -46,7 +46,7 @@ class FluxPrompts:
         Raises BadRequest for weights that don't fit, or another model's tokenizer.
         """
         self.text_len = text_len
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = default_device(device)
         self.clip = load_clip(clip).to(place, float_dtype(dtype))
         self.t5 = load_t5(t5).to(place, float_dtype(dtype))
         self._tokenizers = load_tokenizer(clip_tokenizer), load_tokenizer(t5_tokenizer)

@@ -17,9 +17,8 @@ from riverrun.kernels.cache import CacheSpec, KeyForm, KVCache
 from riverrun.kernels.histories import Histories
 from riverrun.kernels.noise import normal
 from riverrun.kernels.policies import SinkWindow
-from riverrun.kernels.shared import SharedCache, content_key
+from riverrun.kernels.shared import SharedCache, TextEntry, content_key
 from riverrun.models.base import (
-    TICKS_PER_SECOND,
     BadRequest,
     Chunk,
     Control,
@@ -40,17 +39,17 @@ from riverrun.models.generation.longlive_state import (
 from riverrun.models.generation.rollout import BlockSampler, LatentStream
 from riverrun.models.key_forms import dit_keys, vae_keys
 from riverrun.models.snapshot import below, to_tensors, unpack_control
-from riverrun.models.state import reading, rewriting
+from riverrun.models.state import emit, reading, rewriting
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
 from riverrun.models.wan.sizes import dit_session, vae_session
-from riverrun.models.wan.stream import TextEntry
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
 from riverrun.models.weights import (
     ADAPTER_WRAPPERS,
     as_tuples,
+    default_device,
     float_dtype,
-    load_strict,
+    load_frozen,
     merge_lora,
     read,
     read_sizes,
@@ -79,7 +78,7 @@ class LongLive(StreamModel):
         sizes, default the released 1.3 B model's. device: default CUDA where there is one. options: LongLiveOptions.
         """
         self.options = parse_params(LongLiveOptions, as_tuples(options))
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.dtype = float_dtype(dtype)
         with torch.device("meta"):
             self.model = WanModel(read_sizes(WanConfig, weights_config, WAN_1_3B)).eval()
@@ -87,16 +86,12 @@ class LongLive(StreamModel):
         tensors = dit_keys(read(weights))
         if lora is not None:
             tensors = merge_lora(tensors, read(lora, wrappers=ADAPTER_WRAPPERS), alpha=lora_alpha)
-        self._load(self.model, tensors)
-        self._load(self.vae, vae_keys(read(vae)))
+        load_frozen(self.model, tensors, self.device, self.dtype)
+        load_frozen(self.vae, vae_keys(read(vae)), self.device, self.dtype)
         schedule = FlowSchedule.shifted(self.options.shift)
         timesteps = schedule.warp(self.options.steps)
         self.sampler = BlockSampler(self.model, schedule.to(self.device), timesteps, self.options.rope)
         self._texts = SharedCache()
-
-    def _load(self, module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
-        load_strict(module, {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()})
-        module.requires_grad_(False)
 
     # -- sessions --------------------------------------------------------------------------------------------
 
@@ -196,19 +191,7 @@ class LongLive(StreamModel):
         # One latent at a time: the same pixels in two thirds of the time on a CPU, and half the memory at release size.
         pixels = [_levels(self.vae.decode(latent[None], state.histories)[0]) for latent in latents.split(1)]
         frames = torch.cat(pixels).cpu().numpy()  # (T, H, W, 3)
-        ticks = TICKS_PER_SECOND // self.options.fps
-        chunk = Chunk(
-            port="frames",
-            data=frames,
-            pts=state.frames * ticks,
-            frame_ticks=ticks,
-            frames=len(frames),
-            first_frame=state.frames,
-            revision=state.revision,
-        )
-        state.chunk += 1
-        state.frames += len(frames)
-        return chunk
+        return emit(state, "frames", frames, self.options.fps)
 
     # -- sizes -----------------------------------------------------------------------------------------------
 

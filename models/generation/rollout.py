@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.cache import KVCache
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.wan.dit import WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.stream import CachedMemory, RopeForm, TextEntry, TextMemories
+from riverrun.models.wan.stream import CachedMemory, RopeForm, TextMemories
 
 Draw = Callable[[int], Tensor]
 """Gaussian noise [B, F, C, H, W] of a block: draw 0 is where it starts, draw i re-noises before step i."""

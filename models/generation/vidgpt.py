@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from riverrun.kernels.policies import Full, PastQueue, PlannedPolicy
-from riverrun.models.base import BadRequest, Chunk, parse_params
+from riverrun.models.base import BadRequest, Chunk
 from riverrun.models.generation.ca2vdm_net import STDiTConfig
 from riverrun.models.generation.ca2vdm_stage import ClipOptions, ClipStage
 from riverrun.models.generation.ca2vdm_state import ClipParams, ClipState
@@ -53,20 +52,9 @@ class ViDGPTOptions(ClipOptions):
 class ViDGPT(ClipStage):
     """All frames are kept, up to a hard limit; or the newest, without one."""
 
-    def __init__(
-        self,
-        weights: str,
-        *,
-        weights_config: str | None = None,
-        dtype: str = "float32",
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
-        """weights: a path or a hub name. weights_config: JSON with `STDiTConfig`'s fields, default `XL_2_TEXT`.
-        device: default CUDA where there is one. options: ViDGPTOptions.
-        """
-        self.options: ViDGPTOptions = parse_params(ViDGPTOptions, options)
-        super().__init__(weights, weights_config, XL_2_TEXT, dtype, device)
+    Options = ViDGPTOptions
+    released = XL_2_TEXT
+    options: ViDGPTOptions
 
     def policy(self) -> PlannedPolicy:
         options = self.options

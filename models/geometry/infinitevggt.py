@@ -53,7 +53,7 @@ from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig, rolling_stream
 from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.state import Waiting, check_frames, frames_of, reading, rewriting
-from riverrun.models.weights import as_tuples, float_dtype, load_strict, read
+from riverrun.models.weights import as_tuples, default_device, float_dtype, load_strict, read
 
 TRACKER = "track_head."
 
@@ -86,7 +86,7 @@ class InfiniteVGGT(StreamModel):
         The checkpoint's tracker is checked as strictly as the rest and then let go: a stream has no use for it.
         """
         self.options = parse_params(InfiniteVGGTOptions, options)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.dtype = float_dtype(dtype)
         tensors = read(weights)
         config = vggt_sizes(weights_config)

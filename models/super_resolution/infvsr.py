@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from riverrun.kernels.histories import Histories
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import (
     BadRequest,
     Chunk,
@@ -63,9 +64,8 @@ from riverrun.models.super_resolution.swin import SWIN_L, SwinConfig
 from riverrun.models.super_resolution.tiles import TiledVAE, Tiling
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
 from riverrun.models.wan.sizes import vae_session
-from riverrun.models.wan.stream import TextEntry
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
-from riverrun.models.weights import as_tuples, float_dtype, load_strict, read, read_sizes
+from riverrun.models.weights import as_tuples, default_device, float_dtype, load_frozen, read, read_sizes
 
 INFVSR_DIT = dataclasses.replace(WAN_1_3B, text_dim=512, text_len=1 + SWIN_L.tokens)
 """Wan 1.3 B with a narrower context: the 145 tokens of a reference frame in place of a prompt."""
@@ -97,7 +97,7 @@ class InfVSR(StreamModel):
         default CUDA where there is one. options: InfVSROptions.
         """
         self.options = parse_params(InfVSROptions, as_tuples(options))
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = default_device(device)
         self.dtype = float_dtype(dtype)
         dit = read_sizes(WanConfig, weights_config, INFVSR_DIT)
         with torch.device("meta"):
@@ -106,17 +106,13 @@ class InfVSR(StreamModel):
             self.guidance = VisualGuidance(read_sizes(SwinConfig, guidance_config, SWIN_L), dit.text_dim).eval()
         if self.guidance.tokens != dit.text_len:
             raise BadRequest(f"the transformer takes {dit.text_len} tokens, the guidance gives {self.guidance.tokens}")
-        self._load(self.model, dit_keys(read(weights)))
-        self._load(self.vae, vae_keys(read(vae)))
-        trunk = trunk_keys(read(guidance))
-        self._load(self.guidance, trunk if dape is None else merge_dape(trunk, read(dape)))
+        trunk = trunk_keys(read(guidance)) if dape is None else merge_dape(trunk_keys(read(guidance)), read(dape))
+        load_frozen(self.model, dit_keys(read(weights)), self.device, self.dtype)
+        load_frozen(self.vae, vae_keys(read(vae)), self.device, self.dtype)
+        load_frozen(self.guidance, trunk, self.device, self.dtype)
         o = self.options
         self.restorer = Restorer(self.model, o.timestep, o.sigma, self._latents(NEXT, is_first=False), o.previous)
         self.tiled = TiledVAE(self.vae, Tiling(o.tile_above, o.tile_size, o.tile_stride))
-
-    def _load(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        load_strict(module, {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()})
-        module.requires_grad_(False)
 
     # -- sessions --------------------------------------------------------------------------------------------
 

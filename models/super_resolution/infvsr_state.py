@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.histories import Histories
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.snapshot import to_arrays
 from riverrun.models.state import refuse_snapshot
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP, Scene
 from riverrun.models.super_resolution.scenes import SceneSplitter
-from riverrun.models.wan.stream import TextEntry
 
 SNAPSHOT_VERSION = 1
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import Full
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.wan.dit import WanModel
-from riverrun.models.wan.stream import CachedMemory, TextEntry, TextMemories
+from riverrun.models.wan.stream import CachedMemory, TextMemories
 
 TIMESTEP, SIGMA = 400.0, 0.4008152484893799
 """What the released bfloat16 pipeline comes to: its 399 is rounded to 400, and sigma is looked up for that."""

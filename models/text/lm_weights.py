@@ -13,7 +13,7 @@ from torch import Tensor
 from riverrun.models.base import BadRequest
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.lm_config import LMConfig
-from riverrun.models.weights import load_strict, locate, read
+from riverrun.models.weights import load_frozen, locate, read
 
 
 def lm_keys(tensors: Mapping[str, Tensor], config: LMConfig) -> dict[str, Tensor]:
@@ -56,5 +56,5 @@ def load_lm(
     sizes = LMConfig.read(config)
     with torch.device("meta"):
         model = CausalLM(sizes).eval()
-    load_strict(model, {key: value.to(device, dtype) for key, value in lm_keys(read(source), sizes).items()})
-    return model.requires_grad_(False)
+    load_frozen(model, lm_keys(read(source), sizes), device, dtype)
+    return model

@@ -21,7 +21,7 @@ from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.lm_weights import lm_keys
 from riverrun.models.text.locret import HEAD, RetainingLM, Retention, begin, read, scored, trim
 from riverrun.models.text.stage import LanguageModel, TextState
-from riverrun.models.weights import load_strict
+from riverrun.models.weights import load_frozen
 from riverrun.models.weights import read as read_tensors
 
 
@@ -59,7 +59,7 @@ class LocretModel(LanguageModel):
             raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
         return super().step(states)
 
-    def _load(self, weights: str, config: Mapping[str, Any], dtype: torch.dtype, device: str) -> RetainingLM:
+    def _load(self, weights: str, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> RetainingLM:
         return load_retaining(weights, self.heads, config, dtype=dtype, device=device)
 
     def _cache(self, reach: int) -> ScoredCache:
@@ -93,7 +93,7 @@ class LocretModel(LanguageModel):
 
 
 def load_retaining(
-    source: str, heads: str | None, config: Mapping[str, Any], *, dtype: torch.dtype, device: str
+    source: str, heads: str | None, config: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device | str
 ) -> RetainingLM:
     """The model and its heads, from two files or one, on `device`; the heads' width is read from their shapes.
 
@@ -109,5 +109,5 @@ def load_retaining(
         raise BadRequest(f"{heads or source} holds no retaining heads (model.layers.0.self_attn.fc1.weight)")
     with torch.device("meta"):
         model = RetainingLM(sizes, len(first)).eval()
-    load_strict(model, {key: value.to(device, dtype) for key, value in tensors.items()})
-    return model.requires_grad_(False)
+    load_frozen(model, tensors, device, dtype)
+    return model

@@ -39,7 +39,7 @@ from riverrun.models.text.lm_weights import load_lm, read_config, stop_ids
 from riverrun.models.text.sampling import SeededChance
 from riverrun.models.text.strategies import TextParams, strategy
 from riverrun.models.text.umt5 import load_tokenizer
-from riverrun.models.weights import float_dtype
+from riverrun.models.weights import default_device, float_dtype
 
 SNAPSHOT_VERSION = 1
 CAPACITY = 4096
@@ -110,7 +110,7 @@ class LanguageModel(StreamModel):
         default the one beside it. tokenizer: lets sessions be prompted in words. capacity: tokens a session may hold,
         drafts included. rate: tokens a second of media time. device: default CUDA where there is one.
         """
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = default_device(device)
         stated = read_config(weights, config)
         self.model = self._load(weights, stated, float_dtype(dtype), place)
         self.stop_ids = stop_ids(weights, stated)
@@ -189,7 +189,7 @@ class LanguageModel(StreamModel):
 
     # -- what a model with another memory does otherwise (Locret) --------------------------------------------
 
-    def _load(self, weights: str, config: Mapping[str, Any], dtype: torch.dtype, device: str) -> CausalLM:
+    def _load(self, weights: str, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> CausalLM:
         return load_lm(weights, config, dtype=dtype, device=device)
 
     def _cache(self, reach: int) -> KVCache:

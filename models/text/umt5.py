@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from riverrun.models.base import BadRequest
 from riverrun.models.key_forms import umt5_keys
-from riverrun.models.weights import float_dtype, load_strict, locate, read
+from riverrun.models.weights import default_device, float_dtype, load_strict, locate, read
 
 TEXT_LEN = 512
 """Rows the released models were trained with."""
@@ -114,7 +114,7 @@ class UMT5Encoder:
         self.tokenizer = load_tokenizer(tokenizer)
         stated = None if config is None else json.loads(locate(config).read_text())
         self.encoder = load_umt5(read(weights), stated).requires_grad_(False)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = default_device(device)
         self.encoder.to(device=place, dtype=float_dtype(dtype) if dtype else None)  # type: ignore[call-arg]
         if len(self.tokenizer) > self.encoder.config.vocab_size:
             ids = f"{len(self.tokenizer)} ids, the encoder only {self.encoder.config.vocab_size}"

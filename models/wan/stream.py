@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.attention import attention
-from riverrun.kernels.cache import KVCache
+from riverrun.kernels.cache import CacheCall, KVCache
 from riverrun.kernels.policies import Plan
 from riverrun.kernels.rope import angles_3d, rotate, rotation
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.wan.dit import WanConfig
 
 RopeForm = Literal["infinite", "standard"]
@@ -25,8 +26,8 @@ grow. `standard`: keys are cached after RoPE at their absolute frame number."""
 Turn = tuple[Tensor, Tensor]
 
 
-class CachedMemory:
-    """One call's self attention for a batch of sessions. A context manager: leaving it commits, or rolls back."""
+class CachedMemory(CacheCall):
+    """One call's self attention for a batch of sessions."""
 
     def __init__(
         self,
@@ -44,26 +45,13 @@ class CachedMemory:
         self.frames, self.starts, self.rewrite_sink = frames, starts, rewrite_sink
         self.turns: list[tuple[Turn, Turn]] = []
 
-    def __enter__(self) -> CachedMemory:
-        new = self.frames * self.tokens
-        try:
-            for cache, start in zip(self.caches, self.starts, strict=True):
-                plan = cache.begin(start * self.tokens, new, self.rewrite_sink)
-                self.turns.append(self._turns(plan, start, cache.k.device))
-        except BaseException:
-            self._rollback()
-            raise
-        return self
+    def caches_used(self) -> Sequence[KVCache]:
+        return self.caches
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return self._rollback()
-        for cache in self.caches:
-            cache.commit()
-
-    def _rollback(self) -> None:
-        for cache in self.caches:
-            cache.rollback()
+    def begin(self) -> None:
+        for cache, start in zip(self.caches, self.starts, strict=True):
+            plan = cache.begin(start * self.tokens, self.frames * self.tokens, self.rewrite_sink)
+            self.turns.append(self._turns(plan, start, cache.k.device))
 
     def _turns(self, plan: Plan, start: int, device: torch.device) -> tuple[Turn, Turn]:
         """Rotations of the queries and of the keys. Standard keys are turned before they are stored."""
@@ -93,17 +81,6 @@ class CachedMemory:
                 keys = rotate(cache.keys(layer), turn_k)
             outs.append(attention(rotate(q[own], turn_q), keys, cache.values(layer)))
         return torch.cat(outs)
-
-
-class TextEntry:
-    """One prompt's cross-attention keys and values [L, 1, text_len, H, D], shared by the sessions that use it."""
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k, self.v = k, v
-
-    @property
-    def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
 
 
 class TextMemories:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from riverrun.kernels.histories import Histories
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot, Unavailable
 from riverrun.models.state import Waiting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape
@@ -24,7 +25,7 @@ from riverrun.models.super_resolution.scenes import CutFilter, SceneSplitter, di
 from riverrun.models.super_resolution.swin import SWIN_L, SwinConfig
 from riverrun.models.super_resolution.tiles import TiledVAE, Tiling
 from riverrun.models.wan.dit import WanConfig, WanModel
-from riverrun.models.wan.stream import TextEntry, TextMemories
+from riverrun.models.wan.stream import TextMemories
 from riverrun.models.wan.vae import VAEConfig, WanVAE
 from riverrun.tests.parity.infvsr import BandMemory
 

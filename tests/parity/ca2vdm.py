@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.policies import PastQueue
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.generation.ca2vdm_flops import clip_call, denoise_call, write_call
 from riverrun.models.generation.ca2vdm_memory import CachedFrames, FrameCaches, WholeClip, band_mask, clip_mask
-from riverrun.models.generation.ca2vdm_net import Causality, CausalSTDiT2, STDiTConfig, TextEntry
+from riverrun.models.generation.ca2vdm_net import Causality, CausalSTDiT2, STDiTConfig
 from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream, Draw, clip_times, training_loss
 from riverrun.models.generation.iddpm import IDDPM
 from riverrun.models.weights import load_strict

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from riverrun.kernels.rope import angles_3d, rotate, rotation
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.state import Waiting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape, trunk_keys
 from riverrun.models.super_resolution.infvsr import InfVSR
@@ -24,7 +25,7 @@ from riverrun.models.super_resolution.scenes import CutFilter, SceneChunk, Scene
 from riverrun.models.super_resolution.swin import SwinConfig
 from riverrun.models.super_resolution.tiles import TiledVAE, Tiling
 from riverrun.models.wan.dit import WanConfig, WanModel
-from riverrun.models.wan.stream import TextEntry, TextMemories
+from riverrun.models.wan.stream import TextMemories
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
 from riverrun.models.weights import load_strict
 from riverrun.tests.parity.cases import Case

@@ -11,11 +11,12 @@ from torch import Tensor
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import Full, PlannedPolicy, SinkWindow
 from riverrun.kernels.rope import angles, axis_dims, rotation
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.generation.rollout import BlockSampler, LatentStream, Prediction
 from riverrun.models.key_forms import dit_keys
 from riverrun.models.wan.dit import ClipMemory, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.stream import TextEntry, TextMemories
+from riverrun.models.wan.stream import TextMemories
 from riverrun.models.weights import load_strict, merge_lora
 from riverrun.tests.parity.cases import Case
 

@@ -5,10 +5,10 @@ import torch
 
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import SinkWindow
+from riverrun.kernels.shared import TextEntry
 from riverrun.models.generation.rollout import BlockSampler, LatentStream
 from riverrun.models.wan.dit import WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.stream import TextEntry
 from riverrun.train import distil, generator, vae
 from riverrun.train.teacher_forcing import initialise, slot_turn, teacher_forced_flow
 
