@@ -15,7 +15,7 @@ from torch import Tensor
 
 from riverrun.kernels.histories import Histories
 from riverrun.kernels.shared import TextEntry
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot, Unavailable
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot
 from riverrun.models.state import Waiting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape
 from riverrun.models.super_resolution.infvsr import INFVSR_DIT, InfVSR
@@ -254,16 +254,6 @@ def test_unequal_chunks_share_no_step(model: InfVSR) -> None:
     assert model.batch_key(first) == model.batch_key(other), "3 latent frames both"
     assert model.batch_key(first) != model.batch_key(small)
     model.step([first, other])
-
-
-def test_no_memory_for_a_session_is_said(model: InfVSR, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    state = opened(model, find_scenes=False)
-    monkeypatch.setattr(model.restorer, "open", full)
-    with pytest.raises(Unavailable, match="cpu has no memory left for a session"):
-        feed(model, state, video(9))
 
 
 @pytest.mark.parametrize(

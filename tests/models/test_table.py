@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from riverrun import models
+from riverrun.kernels.cache import KVCache
 from riverrun.models.base import (
     BadRequest,
     Chunk,
@@ -23,6 +25,7 @@ from riverrun.models.base import (
     Kind,
     Snapshot,
     StreamModel,
+    Unavailable,
     parse_params,
 )
 from riverrun.tests.models.table import ROWS, Row, built
@@ -350,6 +353,17 @@ def test_wrong_params_are_refused(row: Row, model: StreamModel) -> None:
     for values, message in (*row.wrong, ({**row.params, "no_such": 1}, "unknown parameter 'no_such'")):
         with pytest.raises(BadRequest, match=message):
             model.open(parse_params(model.Params, values), 0)
+
+
+def test_no_memory_for_a_session_is_said(row: Row, model: StreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(KVCache, "__init__", full)
+    if row.name.startswith(("EasyControl", "synthetic")):  # they have no cache
+        return
+    with pytest.raises(Unavailable, match="cpu has no memory left for a session"):
+        start(row, model).run(1)
 
 
 def test_sessions_know_nothing_of_each_other(row: Row, model: StreamModel) -> None:
