@@ -43,7 +43,7 @@ METHODS: Mapping[str, Callable[[Plan], Iterable[Case] | str]] = {
 }
 """Of each: its cases, or why there are none."""
 QUICK = Plan(repeats=3, width=2, depth=2, steps=4, chunks=(1, 4, 12))
-FULL = Plan(repeats=7, width=4, depth=4, steps=8, chunks=(1, 2, 4, 8, 16, 32))
+FULL = Plan(repeats=5, width=4, depth=3, steps=4, chunks=(1, 2, 4, 8, 16))
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = QUICK if options.quick else FULL
     figures, missing = list[Figure](), list[str]()
     for method in options.method or METHODS:
+        print(f"{method} ...", file=sys.stderr)
         cases = METHODS[method](plan)
         if isinstance(cases, str):
             missing.append(f"{method}: not measured, {cases}")

@@ -28,7 +28,6 @@ from riverrun.models.base import (
     Port,
     Snapshot,
     StreamModel,
-    Unavailable,
     parse_params,
 )
 from riverrun.models.generation.ca2vdm_memory import FrameCaches
@@ -37,6 +36,7 @@ from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream, 
 from riverrun.models.generation.ca2vdm_sizes import clip_session
 from riverrun.models.generation.ca2vdm_state import SNAPSHOT_VERSION, ClipParams, ClipState
 from riverrun.models.generation.iddpm import IDDPM
+from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors, unpack_control
 from riverrun.models.state import emit, reading, refuse_broken, rewriting
 from riverrun.models.weights import default_device, float_dtype, load_frozen, read, read_sizes
@@ -139,10 +139,8 @@ class ClipStage(StreamModel):
         )
 
     def open(self, params: ClipParams, seed: int) -> ClipState:
-        try:
+        with room(self.device):
             caches = FrameCaches.empty(self.config, self.policy(), self._guidance_rows(params), self.dtype, self.device)
-        except torch.OutOfMemoryError as error:
-            raise Unavailable(f"{self.device} has no memory left for a session; close one") from error
         return ClipState(params, seed, ClipStream(caches, guidance=params.guidance))
 
     def push(self, state: ClipState, chunk: Chunk) -> None:

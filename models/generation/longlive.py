@@ -27,7 +27,6 @@ from riverrun.models.base import (
     Port,
     Snapshot,
     StreamModel,
-    Unavailable,
     parse_params,
 )
 from riverrun.models.generation.longlive_state import (
@@ -38,6 +37,7 @@ from riverrun.models.generation.longlive_state import (
 )
 from riverrun.models.generation.rollout import BlockSampler, LatentStream
 from riverrun.models.key_forms import dit_keys, vae_keys
+from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors, unpack_control
 from riverrun.models.state import emit, reading, rewriting
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
@@ -210,10 +210,8 @@ class LongLive(StreamModel):
         keys: KeyForm = "normed" if self.options.rope == "infinite" else "rotated"
         spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, keys, page=tokens)
         policy = SinkWindow(self.options.window * tokens, sink * tokens)
-        try:
+        with room(self.device):
             return KVCache(spec, policy, self.dtype, self.device)
-        except torch.OutOfMemoryError as error:
-            raise Unavailable(f"{self.device} has no memory left for a session; close one, or set max_bytes") from error
 
     def _session_bytes(self, height: int, width: int) -> int:
         """Bytes of a State after its second block, from shapes alone (nothing is allocated)."""

@@ -38,7 +38,6 @@ from riverrun.models.base import (
     Port,
     Snapshot,
     StreamModel,
-    Unavailable,
     parse_params,
 )
 from riverrun.models.geometry import poses
@@ -51,6 +50,7 @@ from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import Fit, network_size, prepare
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig, rolling_stream
+from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.state import Waiting, check_frames, frames_of, reading, rewriting
 from riverrun.models.weights import as_tuples, default_device, float_dtype, load_strict, read
@@ -223,10 +223,8 @@ class InfiniteVGGT(StreamModel):
         state.size, state.stream = size, self._stream(state.params, (height, width), self.device)
 
     def _stream(self, params: InfiniteVGGTParams, size: tuple[int, int], device: torch.device | str) -> GeometryStream:
-        try:
+        with room(self.device):
             return rolling_stream(self.config, size, params.total_budget, params.camera_frames, self.dtype, device)
-        except torch.OutOfMemoryError as error:
-            raise Unavailable(f"{device} has no memory left for a session; close one") from error
 
 
 def vggt_sizes(path: str | None) -> VGGTConfig:

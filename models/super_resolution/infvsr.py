@@ -38,10 +38,10 @@ from riverrun.models.base import (
     Port,
     Snapshot,
     StreamModel,
-    Unavailable,
     parse_params,
 )
 from riverrun.models.key_forms import dit_keys, vae_keys
+from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.state import check_frames, frames_of, reading, refuse_broken, rewriting
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape, trunk_keys
@@ -207,10 +207,8 @@ class InfVSR(StreamModel):
 
     def _scene(self, size: tuple[int, int], device: str | None = None) -> Scene:
         factor = self.vae.config.spatial_factor
-        try:
+        with room(self.device):
             return self.restorer.open([side // factor for side in self._padded(size)], device=device)
-        except torch.OutOfMemoryError as error:
-            raise Unavailable(f"{self.device} has no memory left for a session; close one, or set max_bytes") from error
 
     def _look_at(self, state: InfVSRState, context: Tensor) -> None:
         state.context = context

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from riverrun.kernels.retain import ScoredCache
-from riverrun.models.base import BadRequest, Chunk, Corrupt, Unavailable, parse_params
+from riverrun.models.base import BadRequest, Chunk, Corrupt, parse_params
 from riverrun.models.text.decoding import TextStream, decode
 from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.lm_weights import lm_keys
@@ -66,10 +66,7 @@ class LocretModel(LanguageModel):
         capacity, longest = self.retention.capacity(reach), self.model.config.max_position_embeddings
         if capacity > longest:
             raise BadRequest(f"budget, slack and drafts need {capacity} positions, the model has {longest}")
-        try:
-            return self.retention.cache(self.model, reach)
-        except torch.OutOfMemoryError as error:
-            raise Unavailable(f"{self.model.device} has no memory left for a session; close one") from error
+        return self.retention.cache(self.model, reach)
 
     def _session_bytes(self, reach: int) -> int:
         return self.retention.session_bytes(self.model, reach)

@@ -31,6 +31,7 @@ from riverrun.models.base import (
     Snapshot,
     StreamModel,
 )
+from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_arrays, to_tensors
 from riverrun.models.state import reading
 from riverrun.models.text.causal_lm import CausalLM
@@ -138,7 +139,9 @@ class LanguageModel(StreamModel):
         decoder = strategy(params, self.model.config, self.stop_ids)
         if decoder.reach >= self.capacity:
             raise BadRequest(f"drafts of {decoder.reach} tokens don't fit a session of {self.capacity}")
-        stream = TextStream(self._cache(decoder.reach), SeededChance(seed), decoder, [], decoder.open(), is_ended=True)
+        with room(self.model.device):
+            cache = self._cache(decoder.reach)
+        stream = TextStream(cache, SeededChance(seed), decoder, [], decoder.open(), is_ended=True)
         return TextState(params, seed, stream)
 
     def push(self, state: TextState, chunk: Chunk) -> None:

@@ -160,9 +160,13 @@ def first_latents(number: int) -> list[Chunk]:
     return [Chunk("first", data, 0, 1, len(data))]
 
 
-def ca2vdm(folder: Path) -> Ca2VDM:
-    save(folder, "net", CausalSTDiT2(CLIP), CLIP, std=0.1)
-    return Ca2VDM(**files(folder, weights="net"), chunk=2, past=5, steps=3, perturb_t=400, device="cpu")
+def ca2vdm(**form: Any) -> Callable[[Path], Ca2VDM]:
+    def build(folder: Path) -> Ca2VDM:
+        config = dataclasses.replace(CLIP, **form)
+        save(folder, "net", CausalSTDiT2(config), config, std=0.1)
+        return Ca2VDM(**files(folder, weights="net"), chunk=2, past=5, steps=3, perturb_t=400, device="cpu")
+
+    return build
 
 
 def vidgpt(window: int | None) -> Callable[[Path], ViDGPT]:
@@ -275,17 +279,26 @@ def locret(folder: Path) -> LocretModel:
     return LocretModel(source, device="cpu", budget=12, chunk=9, stabilisers=4, local=5, slack=60)
 
 
+SAMPLED = {"temperature": 0.8, "top_p": 0.9}
+
+
 def questions(number: int, turn: int) -> list[Chunk]:
     ids = np.random.default_rng([number, turn]).integers(0, 38, 7)
     return [Chunk("prompt", ids, pts=0, frame_ticks=3600, frames=len(ids))]
 
 
-def text(name: str, build: Callable[[Path], StreamModel], strategy: str, **values: Any) -> Row:
+def text(
+    name: str,
+    build: Callable[[Path], StreamModel],
+    strategy: str,
+    sampling: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Row:
     return Row(
         name,
         build,
         window=6,
-        params={"strategy": strategy, "max_tokens": 20, "block": 6, "window": 5},
+        params={"strategy": strategy, "max_tokens": 20, "block": 6, "window": 5, **(sampling or {})},
         feed=questions,
         breaks=lambda model: (model.model.model.layers[1], "forward"),
         failure="unchanged",
@@ -339,7 +352,12 @@ ROWS = (
         wrong=SIZES_WRONG,
         loose=("histories/",),
     ),
-    clip("Ca2-VDM", ca2vdm, window=4),
+    clip("Ca2-VDM", ca2vdm(), window=4),
+    clip("Ca2-VDM, rope", ca2vdm(position="rope", table_len=7, prefix_frames=0, mask_channel=False), window=4),
+    clip("Ca2-VDM, partial", ca2vdm(causality="partial"), window=4),
+    dataclasses.replace(
+        clip("Ca2-VDM, no captions", ca2vdm(caption_channels=0), window=4), control=None, first_prompt=False
+    ),
     clip("ViD-GPT", vidgpt(None), window=5, length=5),
     clip("ViD-GPT, bounded", vidgpt(6), window=4),
     Row(
@@ -377,6 +395,11 @@ ROWS = (
         wrong=(({"height": 5}, "both or neither"), ({"fit": "stretch"}, "fit must be one of crop, pad")),
     ),
     *(text(f"text {strategy}", language_model, strategy) for strategy in STRATEGIES),
+    *(
+        text(f"text {strategy}, sampled", language_model, strategy, SAMPLED)
+        for strategy in STRATEGIES
+        if strategy != "jacobi"
+    ),
     *(text(f"Locret {strategy}", locret, strategy, beyond=8 * (7 + 20 + 7)) for strategy in STRATEGIES),
     made_up(),
     dataclasses.replace(made_up(takes=3, chunk_frames=5), feed=frames("frames", (4, 6), 2)),

@@ -1,4 +1,4 @@
-"""EasyControl as a stage, on tiny random weights."""
+"""EasyControl as a stage, on tiny random weights: what goes beyond the table of models."""
 
 from __future__ import annotations
 
@@ -233,8 +233,6 @@ def test_snapshots_that_do_not_fit_are_corrupt(model: EasyControl, folder: Path)
             model.restore(dataclasses.replace(state.params, conditions={port: 1.0}), snapshot)
     with pytest.raises(Corrupt, match="the snapshot lacks 'subject/subject'"):
         model.restore(state.params, dataclasses.replace(snapshot, tensors={"embedding": snapshot.tensors["embedding"]}))
-    with pytest.raises(Corrupt, match="version 0, this model reads 1"):
-        model.restore(state.params, dataclasses.replace(snapshot, meta={"version": 0}))
 
 
 def test_entries_are_kept_shared_and_rebuilt(model: EasyControl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,21 +310,6 @@ def test_sessions_of_other_sizes_or_prompt_lengths_do_not_share_a_step(model: Ea
     longer = start(model)
     model.control(longer, prompt(1, tokens=4))
     assert model.batch_key(state) != model.batch_key(longer)
-
-
-def test_a_failed_step_changes_nothing(model: EasyControl, monkeypatch: pytest.MonkeyPatch) -> None:
-    state, same = start(model), start(model)
-    for one in (state, same):
-        run(model, one, 1)
-        model.push(one, chunk("depth", 3))
-        model.control(one, prompt(2, 5))
-    with monkeypatch.context() as patch:
-        patch.setattr(model.vae, "decode", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            model.step([state])
-    again, expected = model.step([state])[0][0], model.step([same])[0][0]
-    assert (again.revision, again.first_frame) == (5, 1)
-    assert np.array_equal(again.data, expected.data)
 
 
 def test_half_precision_and_params_from_outside(folder: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from riverrun import models
+from riverrun.kernels.cache import KVCache
 from riverrun.models.base import (
     BadRequest,
     Chunk,
@@ -20,6 +25,7 @@ from riverrun.models.base import (
     Kind,
     Snapshot,
     StreamModel,
+    Unavailable,
     parse_params,
 )
 from riverrun.tests.models.table import ROWS, Row, built
@@ -93,7 +99,7 @@ def start(row: Row, model: StreamModel, number: int = 1) -> Session:
     session = Session(row, model, model.open(parse_params(model.Params, row.params), 5 + number), number)
     if row.first_prompt:
         assert not model.ready(session.state)
-        session.control(0)
+        model.control(session.state, dataclasses.replace(row.control(number), revision=0))
     for chunk in row.given(number):
         model.push(session.state, chunk)
     return session
@@ -254,11 +260,13 @@ def test_revisions_are_told_in_order(row: Row, model: StreamModel) -> None:
 
 
 def test_a_batch_from_equal_states_equals_single_sessions(row: Row, model: StreamModel) -> None:
-    """Unlike sessions, at unlike places of their streams."""
+    """Unlike sessions, at unlike places of their streams; a control waits for one."""
     alone = [start(row, model, number) for number in range(3)]
     for ahead, session in enumerate(alone):
         session.run(some_steps(row, 1 + ahead))
         session.make_ready()
+    if row.control is not None:
+        alone[2].control(7)
     together = [session.twin() for session in alone]
     keys = {model.batch_key(session.state) for session in together}
     if keys == {None}:
@@ -347,6 +355,17 @@ def test_wrong_params_are_refused(row: Row, model: StreamModel) -> None:
             model.open(parse_params(model.Params, values), 0)
 
 
+def test_no_memory_for_a_session_is_said(row: Row, model: StreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(KVCache, "__init__", full)
+    if row.name.startswith(("EasyControl", "synthetic")):  # they have no cache
+        return
+    with pytest.raises(Unavailable, match="cpu has no memory left for a session"):
+        start(row, model).run(1)
+
+
 def test_sessions_know_nothing_of_each_other(row: Row, model: StreamModel) -> None:
     steps = some_steps(row, row.window)
     assert same(start(row, model).run(steps), start(row, model).run(steps))
@@ -354,6 +373,8 @@ def test_sessions_know_nothing_of_each_other(row: Row, model: StreamModel) -> No
 
 def test_every_stage_of_the_tree_has_a_row(tmp_path: Path) -> None:
     """A model added later is found here until it has its row."""
+    for module in pkgutil.walk_packages(models.__path__, f"{models.__name__}."):
+        importlib.import_module(module.name)
     rows = {type(built(row, folder(tmp_path, i))) for i, row in enumerate(ROWS)}
     assert concrete(StreamModel) - rows == set()
 
@@ -365,7 +386,7 @@ def folder(base: Path, number: int) -> Path:
 
 
 def concrete(cls: type) -> set[type]:
-    """Classes of the package, loaded so far, that are no bases of others alone."""
+    """Classes of the package that can be instantiated."""
     found = {sub for direct in cls.__subclasses__() for sub in concrete(direct)}
     is_ours = cls.__module__.startswith("riverrun.models.") and not getattr(cls, "__abstractmethods__", None)
     return found | ({cls} if is_ours else set())

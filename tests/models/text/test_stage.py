@@ -1,4 +1,4 @@
-"""A language model as a stage, with every strategy, on tiny random weights."""
+"""A language model as a stage, with every strategy, on tiny random weights: what goes beyond the table of models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.lm_config import LMConfig
 from riverrun.models.text.stage import LanguageModel, TextState
@@ -102,21 +102,6 @@ def test_counts_and_clock(model: LanguageModel, options: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=NAMES)
-def test_restored_stream_is_bit_equal(model: LanguageModel, options: dict[str, Any]) -> None:
-    state = start(model, options)
-    run(model, state, 7)
-    model.push(state, prompt(3))
-    snapshot = state.snapshot()
-    meta = json.loads(json.dumps(snapshot.meta))  # what a store does to it
-    twin = model.restore(state.params, Snapshot(meta, snapshot.tensors))
-    for poisoned in snapshot.tensors.values():
-        poisoned.fill(99)  # the restored state must own its memory
-    assert run(model, state) == run(model, twin)
-    assert torch.equal(state.stream.cache.k[:, : 2 * 64], twin.stream.cache.k[:, : 2 * 64])
-    assert (state.emitted, state.stream.chance.drawn) == (twin.emitted, twin.stream.chance.drawn)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=NAMES)
 def test_a_batch_equals_single_sessions(model: LanguageModel, options: dict[str, Any]) -> None:
     """Different prompts, seeds, lengths and, in one batch with plain decoding, strategies."""
     alone = [start(model, options, 1, 5), start(model, {}, 2, 6), start(model, options, 3, 7)]
@@ -199,8 +184,6 @@ def test_snapshots_that_do_not_fit(model: LanguageModel) -> None:
     snapshot = state.snapshot()
     with pytest.raises(Corrupt, match="does not fit"):
         model.restore(TextParams(**(SMALL | {"strategy": "wedlm"})), snapshot)
-    with pytest.raises(Corrupt, match="version 7"):
-        model.restore(state.params, Snapshot({**snapshot.meta, "version": 7}, snapshot.tensors))
 
 
 @pytest.mark.parametrize(
