@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from riverrun.train.generator import (
     keep_memory,
     noisy_context,
     sample_batch,
+    train,
 )
 from riverrun.train.generator import Recipe as BaseRecipe
 from riverrun.train.generator import Trainer as BaseTrainer
@@ -69,6 +69,10 @@ class Distiller:
         self.flow = torch.compile(teacher_forced_flow) if compiled else teacher_forced_flow
         self.optimiser = torch.optim.AdamW(self.model.dit.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         self.levels = FlowSchedule.shifted(SERVED_SHIFT).warp(SERVED_STEPS) / 1000  # (4,)
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps
 
     def advance(self) -> float:
         """One optimiser step; its loss."""
@@ -135,22 +139,6 @@ def _spread(sigma: Tensor) -> Tensor:
     return sigma[..., None, None, None, None]
 
 
-def train(distiller: Distiller, minutes: float = math.inf) -> None:
-    """Steps until the recipe's end or the time is up, with a checkpoint every two minutes and at the end."""
-    start = saved = time.monotonic()
-    losses: list[float] = []
-    while distiller.step < distiller.recipe.steps and time.monotonic() - start < 60 * minutes:
-        losses.append(distiller.advance())
-        if distiller.step % 20 == 0:
-            elapsed = time.monotonic() - start
-            print(f"step {distiller.step} loss {sum(losses) / len(losses):.5f} minutes {elapsed / 60:.1f}", flush=True)
-            losses.clear()
-        if time.monotonic() - saved > 120:
-            distiller.save()
-            saved = time.monotonic()
-    distiller.save()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the generator's run folder")
@@ -164,7 +152,7 @@ def main() -> None:
     recipe, base = Recipe(steps=args.steps), BaseRecipe(shards=args.shards)
     distiller = Distiller(recipe, base, args.out, compiled=not args.no_compile)
     print("goes on" if distiller.load() else "starts", "at step", distiller.step, flush=True)
-    train(distiller, args.minutes)
+    train(distiller, args.minutes, say_every=20)
 
 
 if __name__ == "__main__":

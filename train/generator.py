@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -122,6 +123,10 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
         self.clips = _all_clips(recipe, folder / "data")
 
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps
+
     def advance(self) -> float:
         """One optimiser step; its loss."""
         recipe = self.recipe
@@ -213,20 +218,33 @@ def _all_clips(recipe: Recipe, folder: Path) -> Clips:
     return Clips(tuple(s for shard in shards for s in shard.scenes), torch.cat([shard.latents for shard in shards]))
 
 
-def train(trainer: Trainer, minutes: float = math.inf) -> None:
+class Run(Protocol):
+    """What `train` asks of a trainer: this one's, and the distillation's."""
+
+    step: int
+
+    @property
+    def steps(self) -> int: ...
+
+    def advance(self) -> float: ...
+
+    def save(self) -> None: ...
+
+
+def train(run: Run, minutes: float = math.inf, say_every: int = 50) -> None:
     """Steps until the recipe's end or the time is up, with a checkpoint every two minutes and at the end."""
     start = saved = time.monotonic()
     losses: list[float] = []
-    while trainer.step < trainer.recipe.steps and time.monotonic() - start < 60 * minutes:
-        losses.append(trainer.advance())
-        if trainer.step % 50 == 0:
+    while run.step < run.steps and time.monotonic() - start < 60 * minutes:
+        losses.append(run.advance())
+        if run.step % say_every == 0:
             elapsed = time.monotonic() - start
-            print(f"step {trainer.step} loss {sum(losses) / len(losses):.4f} minutes {elapsed / 60:.1f}", flush=True)
+            print(f"step {run.step} loss {sum(losses) / len(losses):.5f} minutes {elapsed / 60:.1f}", flush=True)
             losses.clear()
         if time.monotonic() - saved > 120:
-            trainer.save()
+            run.save()
             saved = time.monotonic()
-    trainer.save()
+    run.save()
 
 
 def keep_memory() -> None:

@@ -69,7 +69,7 @@ def test_distillation_starts_from_the_average_and_resumes(tmp_path, data):
     first.save()
     second = distil.Distiller(recipe, RECIPE, folder)
     assert second.load()
-    distil.train(second)
+    generator.train(second)
     assert_equal_states(whole.model.state_dict(), second.model.state_dict())
 
 
