@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from riverrun.models.wan.schedule import FlowSchedule, shifted
-from riverrun.train.data import store
 from riverrun.train.generator import (
     Batch,
     Generator,
+    Resumable,
     keep_memory,
     noisy_context,
     sample_batch,
@@ -53,8 +53,10 @@ class Recipe:
         return self.rate * min((step + 1) / 20, max(0.05, 1 - step / self.steps))
 
 
-class Distiller:
+class Distiller(Resumable):
     """One run: teacher and starting point are the averaged weights of the generator's checkpoint."""
+
+    file = "distilled.pt"
 
     def __init__(self, recipe: Recipe, base: BaseRecipe, folder: Path, compiled: bool = False):
         self.recipe, self.folder, self.step = recipe, folder, 0
@@ -114,25 +116,6 @@ class Distiller:
             flow = self.flow(self.teacher.dit, context, x, now, text[:b], text[b:], self.turn)
             x = x + _spread(then - now) * flow.float()
         return x
-
-    def save(self) -> None:
-        state = {
-            "step": self.step, "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        store(state, self.folder / "distilled.pt")
-
-    def load(self) -> bool:
-        """Goes on from the folder's ``distilled.pt``, if there is one."""
-        path = self.folder / "distilled.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        return True
 
 
 def _spread(sigma: Tensor) -> Tensor:

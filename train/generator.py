@@ -26,7 +26,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from riverrun.models.wan.dit import WanConfig, WanModel
 from riverrun.train.captions import TEXT_LEN, build_tokenizer, caption, paraphrase
 from riverrun.train.codec import SPACE
-from riverrun.train.data import BLOCK, BLOCKS, Clips, load_shard
+from riverrun.train.data import BLOCK, BLOCKS, Clips, load_shard, store
 from riverrun.train.scenes import Scene
 from riverrun.train.teacher_forcing import initialise, slot_turn, teacher_forced_flow
 
@@ -108,8 +108,40 @@ class Generator(nn.Module):
         self.text = TextEncoder(build_tokenizer(), shape.text_dim)
 
 
-class Trainer:
+class Resumable:
+    """A run's weights, their average and the optimiser, in ``folder / file``: what a later call goes on from."""
+
+    file: str
+    folder: Path
+    step: int
+    model: Generator
+    average: Generator
+    optimiser: torch.optim.Optimizer
+
+    def save(self) -> None:
+        state = {
+            "step": self.step, "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+        store(state, self.folder / self.file)
+
+    def load(self) -> bool:
+        """Goes on from the folder's checkpoint, if there is one."""
+        path = self.folder / self.file
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        return True
+
+
+class Trainer(Resumable):
     """One run: ``advance`` makes a step, ``save`` and ``load`` its checkpoint."""
+
+    file = "checkpoint.pt"
 
     def __init__(self, recipe: Recipe, folder: Path, compiled: bool = False):
         self.recipe, self.folder, self.step = recipe, folder, 0
@@ -158,27 +190,6 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             flow = self.flow(self.model.dit, context, noisy, sigma, text[:b], text[b:], self.turn)
         return (flow.float() - (noise - batch.target)).square().mean()
-
-    def save(self) -> None:
-        part = self.folder / "checkpoint.part"
-        state = {
-            "step": self.step, "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        torch.save(state, part)
-        part.replace(self.folder / "checkpoint.pt")
-
-    def load(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        return True
 
 
 def noisy_context(clean: Tensor, draws: torch.Generator) -> Tensor:

@@ -26,28 +26,12 @@ from riverrun.models.generation.easycontrol_conditions import (
 )
 from riverrun.models.generation.easycontrol_images import fit, pixels
 from riverrun.models.generation.easycontrol_state import EasyControlParams, EasyControlState
-from riverrun.models.generation.flux import FLUX_DEV, FluxConfig, FluxTransformer, turn_of
-from riverrun.models.generation.flux_vae import FLUX_VAE, FluxVAE, FluxVAEConfig
+from riverrun.models.generation.flux import FLUX_DEV, FluxTransformer, turn_of
+from riverrun.models.generation.flux_vae import FLUX_VAE, FluxVAE
+from riverrun.tests.models.table import FLUX as ONE_BLOCK
+from riverrun.tests.models.table import FLUX_VAE as VAE
 
-FLUX = FluxConfig(
-    in_channels=16,
-    num_layers=2,
-    num_single_layers=2,
-    attention_head_dim=12,
-    num_attention_heads=2,
-    joint_attention_dim=10,
-    pooled_projection_dim=6,
-    guidance_embeds=True,
-    axes_dims_rope=(4, 4, 4),
-)
-VAE = FluxVAEConfig(
-    block_out_channels=(4, 4, 4, 4),
-    layers_per_block=1,
-    latent_channels=4,
-    norm_num_groups=2,
-    scaling_factor=0.36,
-    shift_factor=0.1,
-)
+FLUX = dataclasses.replace(ONE_BLOCK, num_layers=2, num_single_layers=2)
 
 
 @pytest.fixture(scope="module")

@@ -26,24 +26,10 @@ from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, VGGTConfig, open_stream
 from riverrun.models.inspect import inspect_checkpoint, render
 from riverrun.models.weights import misfit
+from riverrun.tests.models.table import GEOMETRY
 
-TINY = VGGTConfig(
-    image=56,
-    dim=16,
-    depth=3,
-    heads=2,
-    mlp_ratio=2.0,
-    dino_depth=1,
-    dino_heads=2,
-    dino_mlp_ratio=2.0,
-    camera_depth=2,
-    camera_heads=2,
-    camera_mlp_ratio=2.0,
-    dpt_features=8,
-    dpt_channels=(4, 8, 8, 8),
-    dpt_layers=(0, 1, 1, 2),
-    track=TrackConfig(features=8, iterations=1, levels=2, radius=1, hidden=16, depth=1, virtual=2),
-)
+TRACK = TrackConfig(features=8, iterations=1, levels=2, radius=1, hidden=16, depth=1, virtual=2)
+TINY = dataclasses.replace(GEOMETRY, track=TRACK)
 SIZE, INSIDE = (28, 42), (42, 56)  # of the frames, and in the network
 TOKENS = TINY.tokens(*INSIDE)  # 17
 BUDGET = smallest_total(TINY.depth, TOKENS)  # 269: five frames a layer
