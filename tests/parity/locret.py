@@ -57,7 +57,8 @@ def generate(case: Case) -> None:
     for layer in range(cache.spec.layers):
         case.close_if_there(cache.held(layer)[-len(local) :], f"out/local/layer{layer}/scores")
     generated = [int(local[-1].argmax())]
-    for row in case["out/decode/logits"] if "out/decode/logits" in case else ():
+    has_decoding = "out/decode/logits" in case
+    for row in case["out/decode/logits"] if has_decoding else ():
         logits = feed(model, [Rows(cache, generated[-1:])])[0][0]
         torch.testing.assert_close(
             logits, row, atol=case.meta["tolerance"]["atol"], rtol=case.meta["tolerance"]["rtol"]
