@@ -1,20 +1,35 @@
-"""An interior edge: a bounded, lossless queue of chunk references in front of one input port."""
+"""An edge: a bounded, lossless log of chunk references in front of one input port.
+
+    0 ........ base ............ taken ............ end
+      forgotten |  kept for replay |  on their way  |
+
+A chunk is forgotten when the stage behind it has it in two checkpoints (`commit`). When that stage has to begin again
+at an earlier one, the edge goes back with it (`rewind`); when the one before does, its chunks come a second time and
+take the place of those lost with it.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from riverrun.graphs.graph import Endpoint
 from riverrun.models.base import Chunk, Corrupt
 
 
-class EdgeQueue:
-    """Chunks on their way into one port. The head stays here until the step that took it has answered, so `capacity`
-    counts it too. `ended`: the producer will send no more.
+@dataclass
+class _Slot:
+    """A place in the log. chunk: None until it is made again. release: says that nobody here needs it any more."""
 
-    from_client: fed by `Runner.push` rather than by a stage.
+    chunk: Chunk | None = None
+    release: Callable[[], None] | None = None
+
+
+class EdgeQueue:
+    """Chunks on their way into one port; `capacity` counts those not yet taken, the one being worked on included.
+
+    from_client: fed by `Runner.push` rather than by a stage. ended: the producer will send no more.
     """
 
     def __init__(self, target: Endpoint, capacity: int, from_client: bool = False):
@@ -22,44 +37,123 @@ class EdgeQueue:
         self.capacity = capacity
         self.from_client = from_client
         self.ended = False
-        self.taken = 0
+        self.base = self.taken = 0
+        self._furthest = 0
         self._pushed = 0
         self._frames = 0
-        self._queue: deque[tuple[Chunk, Callable[[], None]]] = deque()
+        self._slots: deque[_Slot] = deque()
 
     def __len__(self) -> int:
-        return len(self._queue)
+        """Chunks on their way: neither taken nor still to come again."""
+        return max(0, self.end - self.taken)
+
+    @property
+    def end(self) -> int:
+        """The number of the next new chunk."""
+        return self.base + len(self._slots)
 
     @property
     def head(self) -> Chunk | None:
-        return self._queue[0][0] if self._queue else None
+        """The chunk to be taken next, if it is here."""
+        place = self.taken - self.base
+        return self._slots[place].chunk if 0 <= place < len(self._slots) else None
 
     @property
     def exhausted(self) -> bool:
-        return self.ended and not self._queue
+        return self.ended and self.taken >= self.end
+
+    @property
+    def missing(self) -> int | None:
+        """The first chunk that is known to have been made and is not here: its maker must make it again."""
+        return next((self.base + i for i, slot in enumerate(self._slots) if slot.chunk is None), None)
+
+    @property
+    def waiting_frames(self) -> int:
+        """Frames here that are in no checkpoint of the stage."""
+        return sum(slot.chunk.frames for slot in self._slots if slot.chunk)
 
     def has_room(self, chunks: int) -> bool:
-        return len(self._queue) + chunks <= self.capacity
+        return len(self) + chunks <= self.capacity
 
-    def put(self, chunk: Chunk, release: Callable[[], None]) -> None:
-        """Takes a chunk, named from here on by the port it goes into. release: called when the stage has taken it."""
-        self._queue.append((replace(chunk, port=self.target.port), release))
+    def begin_at(self, base: int, taken: int, frames: int = 0) -> None:
+        """The log of a session that others have run before: `base` is the first chunk that may be needed again.
+
+        frames: of the chunks before `base`, where a client feeds it.
+        """
+        self.base = base
+        self.taken = self._furthest = max(base, taken)
+        self._pushed, self._frames = base, frames
+        self._slots = deque(_Slot() for _ in range(self.taken - base))
+
+    def put(self, chunk: Chunk, release: Callable[[], None] | None = None) -> bool:
+        """Takes a chunk, named from here on by the port it goes into; whether it is new here.
+
+        release: called when it is forgotten, if it was new. One that comes again only takes the place of its first.
+        """
+        place = chunk.seq - self.base
+        if place < 0:
+            return False
+        if place > len(self._slots):
+            raise Corrupt(f"edge into {self.target}: chunk {chunk.seq} came where {self.end} was due")
+        if place == len(self._slots):
+            self._slots.append(_Slot())
+        slot = self._slots[place]
+        slot.chunk = replace(chunk, port=self.target.port)
+        if slot.release:
+            return False
+        slot.release = release or _nothing
+        return True
 
     def push(self, chunk: Chunk, epoch: int) -> None:
         """A client's chunk: numbered here, by what came before."""
         frames, self._frames = self._frames, self._frames + chunk.frames
         seq, self._pushed = self._pushed, self._pushed + 1
-        self.put(replace(chunk, seq=seq, first_frame=frames, epoch=epoch), release=lambda: None)
+        self.put(replace(chunk, seq=seq, first_frame=frames, epoch=epoch))
+
+    @property
+    def takes_push(self) -> bool:
+        """Whether a client's chunk may come: there is room, or it is one that the stage has had before."""
+        return self._pushed < self.end or self.has_room(1)
 
     def pop(self) -> Chunk:
-        """Forgets the head: the stage has it."""
-        chunk, release = self._queue.popleft()
+        """The stage has the head."""
+        chunk = self.head
+        if chunk is None:
+            raise Corrupt(f"edge into {self.target}: chunk {self.taken} is not here")
         self.taken += 1
-        release()
+        self._furthest = max(self._furthest, self.taken)
         return chunk
 
+    def lose(self) -> None:
+        """What the head refers to is gone: it is waited for until it comes again."""
+        place = self.taken - self.base
+        if 0 <= place < len(self._slots):
+            self._slots[place].chunk = None
+
+    def commit(self, count: int) -> None:
+        """The first `count` chunks are never needed again."""
+        while self.base < min(count, self.taken):
+            slot = self._slots.popleft()
+            self.base += 1
+            if slot.release:
+                slot.release()
+
+    def rewind(self, taken: int) -> None:
+        """The stage begins again where it had taken so many. Raises Corrupt if later ones are forgotten."""
+        if taken < self.base:
+            raise Corrupt(f"edge into {self.target}: chunks {taken} to {self.base - 1} are gone")
+        while self.end < taken:
+            self._slots.append(_Slot())
+        self.taken = taken
+
     def check(self) -> None:
-        if len(self._queue) > self.capacity and not self.ended:  # a flush may put more, once
-            raise Corrupt(
-                f"edge into {self.target} holds {len(self._queue)} chunks, at most {self.capacity} may lie there"
-            )
+        """Raises Corrupt where counts don't add up."""
+        new = self.end - self._furthest
+        if new > self.capacity and not self.ended:  # a flush may put more, once
+            raise Corrupt(f"edge into {self.target} holds {new} chunks, at most {self.capacity} may lie there")
+        if self.taken < self.base:
+            raise Corrupt(f"edge into {self.target}: {self.taken} taken, {self.base} forgotten")
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""

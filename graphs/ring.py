@@ -77,10 +77,31 @@ class OutputRing:
         self._spawn = spawn
         self._signal = signal
         self._closed = False
+        self.resumed = False
+
+    def begin_at(self, chunk: int, frame: int) -> None:
+        """The ring of a session that others have run before: its first chunk and frame have these numbers."""
+        self.next_chunk, self.next_frame = chunk, frame
+        self.cursor = self.sent = self.acked = frame
+        self.resumed = True
+
+    @property
+    def first_chunk(self) -> int:
+        """The first chunk that somebody may still want."""
+        return self._slots[0].chunk.seq if self._slots else self.next_chunk
 
     def has_room(self) -> bool:
         """Whether another step may be started: less than one chunk lies here that was not sent yet."""
         return not self.lossless or not self._slots or self.cursor > self._slots[-1].first
+
+    def again(self, chunk: Chunk) -> None:
+        """A chunk that was here before comes again, as its maker was lost: takes the place of one not yet fetched."""
+        for slot in self._slots:
+            if slot.chunk.seq == chunk.seq and slot.array is None:
+                slot.chunk = replace(chunk, frames=slot.chunk.frames)
+                slot.loading = False
+                if self.readers:
+                    self.load(slot)
 
     def put(self, chunk: Chunk, release: Callable[[], None]) -> None:
         """Takes the next chunk; with `frames` 0 (all cut off by max_frames) it is counted and released."""
@@ -109,7 +130,10 @@ class OutputRing:
             self._spawn(self._load(slot))
 
     async def _load(self, slot: Slot) -> None:
-        array = await self._fetch(slot.chunk)
+        wanted = slot.chunk
+        array = await self._fetch(wanted)
+        if slot.chunk is not wanted:
+            return  # it came again meanwhile, and that one is being fetched
         if len(array) < slot.chunk.frames:
             raise Corrupt(f"chunk {slot.chunk.seq} of {self.name!r} says {slot.chunk.frames} frames, has {len(array)}")
         slot.array = array.view()
@@ -126,7 +150,7 @@ class OutputRing:
         """
         kept_from = self._slots[0].first if self._slots else self.next_frame
         start = kept_from if last_received is None else last_received + 1
-        if start > self.next_frame:
+        if start > self.next_frame and not self.resumed:
             raise BadRequest(f"port {self.name!r}: frame {last_received} was never sent, the next is {self.next_frame}")
         if start < kept_from:
             raise Corrupt(

@@ -9,6 +9,8 @@ Rules of the contract (design §4):
   reply without running the model; a number further on than the next is an error.
 * A stage keeps its replies until `StepRequest.acked` passes them.
 * An unknown session is its own error (`UnknownSession`), never a fresh state.
+* A step may carry a `SaveOrder`: when it is made the State is copied, and written while the next steps go on; `saved`
+  tells when that is durable. `restore` puts such a checkpoint (or a `Packet` from a living stage) on an actor.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Snapshot, Unavailable
+from riverrun.store.checkpoints import Engine, Manifest, Mark
+from riverrun.store.records import Placement
 
 
 @dataclass(frozen=True, order=True)
@@ -43,7 +47,11 @@ class StageGone(Unavailable):
 
 
 class StepFailed(Corrupt):
-    """The model failed on this session's input, twice; the session can't go on."""
+    """The model failed on this session's input; its State is gone. The runner restores it and tries once more."""
+
+
+class Mismatch(Corrupt):
+    """A checkpoint was made by another engine than the one that should go on with it (weights, dtype, schema)."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,19 @@ class OpenReply:
 
 
 @dataclass(frozen=True)
+class SaveOrder:
+    """Take a checkpoint. kind: "exact" or "recache". record: the session's, as JSON, for the manifest."""
+
+    kind: str
+    record: str = ""
+
+
+@dataclass(frozen=True)
 class StepRequest:
     """One numbered step: push `inputs`, apply `controls`, then step the model once if it is ready.
 
     acked: step replies up to this number need not be kept any more. finish: the input has ended, flush.
+    save: take a checkpoint when it is made. forced: what this step decided when it was made before (`decisions`).
     """
 
     session: str
@@ -83,6 +100,8 @@ class StepRequest:
     controls: tuple[Control, ...] = ()
     acked: int = -1
     finish: bool = False
+    save: SaveOrder | None = None
+    forced: Any = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,7 @@ class StepReply:
     chunks: in order, seq and epoch stamped. ready: the model could step again without input.
     rejected: controls the model refused, as (revision, why). held_bytes: of the State after the step.
     compute_ms: time in the model. wait_ms: time between arrival of the request and its start.
-    batched: how many sessions shared the step.
+    batched: how many sessions shared the step. decisions: what it decided by value and a replay must decide alike.
     """
 
     seq: int
@@ -103,14 +122,49 @@ class StepReply:
     compute_ms: float = 0.0
     wait_ms: float = 0.0
     batched: int = 1
+    decisions: Any = None
 
 
 @dataclass(frozen=True)
 class AttachReply:
-    """Where a live State stands, for a runner that takes over: the next step number and the kept replies."""
+    """Where a live State stands, for a runner that takes over, and the replies that nobody has acked."""
 
-    next_seq: int
+    mark: Mark
+    description: Description
+    incarnation: str
     kept: tuple[StepReply, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A State on its way from one actor to another. snapshot: or a reference to one."""
+
+    mark: Mark
+    engine: Engine
+    snapshot: Snapshot | Any
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """Puts a session's State at one stage on an actor.
+
+    opening: as `open` had it. life: rises with each restore of this stage by its runner; a State of an earlier life on
+    the same actor is replaced, a request of an earlier one refused. source: a checkpoint, the State itself, or None to
+    begin again at step 0.
+    """
+
+    opening: OpenRequest
+    life: int
+    source: Manifest | Packet | None = None
+
+
+@dataclass(frozen=True)
+class RestoreReply:
+    """mark: where it stands now."""
+
+    description: Description
+    incarnation: str
+    mark: Mark
 
 
 class StageHandle(Protocol):
@@ -125,11 +179,36 @@ class StageHandle(Protocol):
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         """Raises the epoch; older runners are refused from now on."""
 
+    async def saved(self, session: str, epoch: Epoch, seq: int) -> Manifest:
+        """The checkpoint ordered with step `seq`, once it is durable. Raises Unavailable when it could not be written."""
+
+    async def save(self, session: str, epoch: Epoch, order: SaveOrder) -> Manifest:
+        """Takes a checkpoint between two steps and returns when it is durable."""
+
+    async def export(self, session: str, epoch: Epoch) -> Packet:
+        """The State between two steps, for another actor. It stays in charge here."""
+
+    async def prepare(self, request: OpenRequest) -> None:
+        """Sets room aside for a State that `restore` will bring. Raises Unavailable (no room)."""
+
+    async def restore(self, request: RestoreRequest) -> RestoreReply:
+        """Raises Corrupt (the checkpoint is damaged, or another engine's), Unavailable (no room, blobs away)."""
+
     async def close(self, session: str, epoch: Epoch) -> None:
         """Frees the State. Closing an unknown session is no error."""
 
     async def fetch(self, data: Any) -> np.ndarray:
         """The array behind `Chunk.data` (itself, or what the reference points to)."""
+
+
+class Placer(Protocol):
+    """Finds actors for the stages of one session, as the runner sees it."""
+
+    async def find(self, stage: str, placement: Placement) -> StageHandle | None:
+        """The very actor that a placement names, if it lives."""
+
+    async def place(self, stage: str, avoid: str = "") -> tuple[StageHandle, Placement]:
+        """An actor with room for the stage's model, on another incarnation than `avoid`. Raises Unavailable."""
 
 
 class EncoderHandle(Protocol):
@@ -144,8 +223,14 @@ __all__ = [
     "BadRequest",
     "EncoderHandle",
     "Epoch",
+    "Mismatch",
     "OpenReply",
     "OpenRequest",
+    "Packet",
+    "Placer",
+    "RestoreReply",
+    "RestoreRequest",
+    "SaveOrder",
     "StageGone",
     "StageHandle",
     "StaleEpoch",
