@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from riverrun.graphs.edge import EdgeQueue
+from riverrun.graphs.observer import Observer
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.stage import Epoch, StageGone, StageHandle, StepReply, StepRequest
 from riverrun.graphs.waiting import Clock, Signal, within
@@ -57,6 +58,7 @@ class Session(Protocol):
 
     clock: Clock
     signal: Signal
+    observer: Observer
     sources_held: bool  # paused: nothing new enters the graph
     sources_ended: bool  # no more is wanted: sources and client inputs end
 
@@ -96,6 +98,7 @@ class StageDriver:
     finished: bool = False
     controls: deque[Control] = field(default_factory=deque)
     compute_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    wait_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     took_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     chunks: dict[str, int] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
@@ -155,6 +158,7 @@ class StageDriver:
         self.next_seq += 1
         self.held_bytes, self._ready = reply.held_bytes, reply.ready
         self.compute_ms.append(reply.compute_ms)
+        self.wait_ms.append(reply.wait_ms)
         if controls:
             next_chunk = self.chunks.get(self.description.outputs[0].name, 0)
             await self.session.carried(self.name, controls, reply, next_chunk)
@@ -168,7 +172,8 @@ class StageDriver:
         self.session.signal.notify()
 
     async def _ask(self, request: StepRequest) -> StepReply:
-        clock = self.session.clock
+        clock, observer = self.session.clock, self.session.observer
+        request = observer.asks(self.name, request)
         begun, limit = clock.now(), self.deadlines.of(self.took_s)
         try:
             reply = await within(clock, limit, self.handle.step(request))
@@ -177,7 +182,7 @@ class StageDriver:
         self.took_s.append(clock.now() - begun)
         if reply.seq != request.seq:
             raise Corrupt(f"answered step {reply.seq} when asked for {request.seq}")
-        return reply
+        return observer.answered(self.name, request, reply, self.took_s[-1])
 
     def _hand_on(self, request: StepRequest, reply: StepReply) -> None:
         most = max(Counter(chunk.port for chunk in reply.chunks).values(), default=0)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.controls import ControlDesk
@@ -18,6 +16,7 @@ from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.items import Event, EventType, InputAck
 from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.observer import Observer
 from riverrun.graphs.opening import answer
 from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.stage import (
@@ -60,11 +59,13 @@ class Flow:
         clock: Clock,
         signal: Signal,
         config: RunnerConfig,
+        observer: Observer,
         on_end: Callable[[str], None],
         on_fault: Callable[[BaseException], None],
     ):
         self.clock = clock
         self.signal = signal
+        self.observer = observer
         self.session_id = keeper.record.id
         self.epoch = Epoch(keeper.record.epoch, keeper.record.nonce)
         self.sources_held = False
@@ -194,9 +195,10 @@ class Flow:
         return self.audience.first.next_chunk, self.audience.first.next_frame
 
     def _ring(self, name: str, stage: str, keep: int, size: int) -> OutputRing:
-        async def fetch(chunk: Chunk) -> np.ndarray:
-            work = self._stages[stage].fetch(chunk.data)
-            return await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
+        async def fetch(chunk: Chunk) -> Chunk:
+            begun, work = self.clock.now(), self._stages[stage].fetch(chunk.data)
+            array = await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
+            return self.observer.fetched(stage, replace(chunk, data=array), self.clock.now() - begun)
 
         return OutputRing(name, keep, fetch, self._start_fetch, self.signal, size)
 

@@ -17,7 +17,7 @@ from riverrun.graphs.items import Frame
 from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Chunk, Corrupt, Description, Kind
 
-Fetch = Callable[[Chunk], Coroutine[Any, Any, np.ndarray]]
+Fetch = Callable[[Chunk], Coroutine[Any, Any, Chunk]]  # the same with its array as `data`
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
@@ -53,7 +53,8 @@ class Slot:
     def frame(self, port: str, number: int) -> Frame:
         assert self.array is not None
         c, index = self.chunk, number - self.first
-        return Frame(port, number, c.seq, index, self.pts_of(number), c.epoch, c.revision, self.array[index, ...])
+        at = self.pts_of(number)
+        return Frame(port, number, c.seq, index, at, c.epoch, c.revision, self.array[index, ...], c.trace)
 
 
 class OutputRing:
@@ -109,12 +110,13 @@ class OutputRing:
             self._spawn(self._load(slot))
 
     async def _load(self, slot: Slot) -> None:
-        array = await self._fetch(slot.chunk)
+        chunk = await self._fetch(slot.chunk)
+        array: np.ndarray = chunk.data
         if len(array) < slot.chunk.frames:
             raise Corrupt(f"chunk {slot.chunk.seq} of {self.name!r} says {slot.chunk.frames} frames, has {len(array)}")
         slot.array = array.view()
         slot.array.flags.writeable = False
-        slot.chunk = replace(slot.chunk, data=None)
+        slot.chunk = replace(chunk, data=None)
         self._signal.notify()
 
     # ---- the controller's side ----

@@ -20,6 +20,7 @@ from riverrun.graphs.flow import Flow
 from riverrun.graphs.graph import Graph, validate
 from riverrun.graphs.items import Event, EventType
 from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages
 from riverrun.graphs.stage import EncoderHandle, Epoch, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
@@ -39,6 +40,7 @@ class Runner:
 
     graph: checked again against what the stages say on opening. stages, encoders: handles by stage name (encoders: only
     of stages whose model names one). record: as the store has it, state OPENING; the runner goes on writing it.
+    observer: told of every step.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Runner:
         store: Store,
         clock: Clock,
         config: RunnerConfig = DEFAULTS,
+        observer: Observer = SILENT,
     ):
         self._clock = clock
         self._signal = Signal()
@@ -57,6 +60,7 @@ class Runner:
         self._stages = {name: stages[name] for name in graph.order()}
         self._encoders = encoders
         self._config = config
+        self._observer = observer
         self._keeper = RecordKeeper(record, store, clock, config.log_entries, config.store_s)
         self._epoch = Epoch(record.epoch, record.nonce)
         self._state = record.state
@@ -207,6 +211,7 @@ class Runner:
             self._clock,
             self._signal,
             self._config,
+            self._observer,
             on_end=self._draining,
             on_fault=lambda error: self._end(*self._blame(error)),
         )
@@ -257,6 +262,7 @@ class Runner:
         A session that another runner has taken over is left as it is: its stages and record are that one's.
         """
         self._to(state, reason)
+        self._observer.ended(state.value)
         if self._flow:
             self._flow.audience.end(Event(EventType.ENDED, reason, failed=state is SessionState.FAILED))
             await self._flow.stop_fetching()

@@ -73,7 +73,8 @@ class OpenReply:
 class StepRequest:
     """One numbered step: push `inputs`, apply `controls`, then step the model once if it is ready.
 
-    acked: step replies up to this number need not be kept any more. finish: the input has ended, flush.
+    acked: step replies up to this number need not be kept any more. finish: the input has ended, flush. trace: the W3C
+    traceparent under which the stage notes its spans, if it is traced.
     """
 
     session: str
@@ -83,6 +84,7 @@ class StepRequest:
     controls: tuple[Control, ...] = ()
     acked: int = -1
     finish: bool = False
+    trace: str = ""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Chunk:
     pts: media time of the first frame, ticks of 1/90000 s. frame_ticks: ticks from one frame to the next.
     first_frame: number of the first frame on this port since the stream began. frames: T.
     epoch: the session's epoch when it was made. revision: the newest control in force for it (0: none).
+    trace: a W3C traceparent, where this chunk is traced; the runner's, models leave it alone.
     """
 
     port: str
@@ -73,6 +74,7 @@ class Chunk:
     seq: int = -1
     epoch: int = 0
     revision: int = 0
+    trace: str = ""
 
 
 @dataclass(frozen=True)
