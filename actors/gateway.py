@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from riverrun.actors.directory import Directory
 from riverrun.actors.host import SessionHost
 from riverrun.actors.jobs import JobDesk
+from riverrun.actors.malformed import RefuseMalformed
 from riverrun.actors.servicers import Cluster, Jobs, Sessions
 from riverrun.actors.streams import Streams
 from riverrun.models.base import Unavailable
@@ -44,7 +45,7 @@ class Gateway:
         self._gateways: list[str] = []
         self._streams = Streams(host, self._pool, self._gateways)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(interceptors=[RefuseMalformed()], options=OPTIONS)
         rpc.add_SessionsServicer_to_server(Sessions(host, self._gateways), self._server)
         rpc.add_StreamsServicer_to_server(self._streams, self._server)
         rpc.add_JobsServicer_to_server(Jobs(self._jobs), self._server)

@@ -33,6 +33,15 @@ class Corrupt(RuntimeError):
     """Stored or computed state can't be trusted; the session that owns it ends."""
 
 
+MAX_LINE = 400
+
+
+def one_line(text: str) -> str:
+    """An error as users read it: one line; of one that quotes something long, the middle is left out."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 150]} … {line[-147:]}"
+
+
 class Kind(StrEnum):
     """What a port carries. The shape is that of `Chunk.data` for T frames."""
 
