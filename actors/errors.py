@@ -30,8 +30,12 @@ class NotFound(BadRequest):
     """There is no such graph, session or job."""
 
 
+class Unauthenticated(BadRequest):
+    """Who calls is not known: no token, or a wrong one."""
+
+
 class Denied(BadRequest):
-    """The caller may not do this: a wrong token, or a viewer that wants to steer."""
+    """The caller may not do this: its role, a wrong resume token, or a viewer that wants to steer."""
 
 
 class Malformed(BadRequest):
@@ -65,6 +69,7 @@ class Meaning:
 
 _MEANINGS: tuple[tuple[type[Exception], Meaning], ...] = (  # the first that fits
     (NotFound, Meaning(Code.NOT_FOUND, "NOT_FOUND")),
+    (Unauthenticated, Meaning(Code.UNAUTHENTICATED, "UNAUTHENTICATED")),
     (Denied, Meaning(Code.PERMISSION_DENIED, "DENIED")),
     (SessionEnded, Meaning(Code.FAILED_PRECONDITION, "SESSION_ENDED")),
     (BadRequest, Meaning(Code.INVALID_ARGUMENT, "BAD_REQUEST")),
