@@ -8,7 +8,7 @@ from riverrun.graphs.consumer import Consumer, ConsumerSpec, Lane, PortWish, Rol
 from riverrun.graphs.items import Event, EventType, InputAck, Receipt
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.waiting import Clock, Signal
-from riverrun.models.base import BadRequest
+from riverrun.models.base import BadRequest, Corrupt
 
 
 class Audience:
@@ -83,6 +83,15 @@ class Audience:
         for consumer in self._consumers:
             consumer.end(event)
         self._signal.notify()
+
+    def check(self) -> None:
+        """Raises Corrupt if the readers counted are not the ones that are here."""
+        if sum(consumer.role is Role.CONTROLLER for consumer in self._consumers) > 1:
+            raise Corrupt("two controllers read one session")
+        for name, ring in self.rings.items():
+            ring.check()
+            if ring.readers != sum(name in consumer.ports for consumer in self._consumers):
+                raise Corrupt(f"ring {name!r} counts {ring.readers} readers, of {len(self._consumers)} consumers")
 
     def _begin_controller(self, wishes: Sequence[PortWish], lanes: Mapping[str, Lane]) -> None:
         starts = {wish.port: self.rings[wish.port].start_for(wish.last_received) for wish in wishes}

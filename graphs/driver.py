@@ -224,3 +224,10 @@ class StageDriver:
     def acked(self) -> int:
         """Replies up to this one are needed by nobody any more."""
         return min(self._kept) - 1 if self._kept else self.next_seq - 1
+
+    def check(self) -> None:
+        """Raises Corrupt unless the replies asked to be kept are those whose chunks lie on an edge or in a ring."""
+        behind = [*self.outputs.values(), *self.rings.values()]
+        lying, kept = sum(len(each) for places in behind for each in places), sum(self._kept.values())
+        if lying != kept or not all(0 <= seq < self.next_seq for seq in self._kept):
+            raise Corrupt(f"stage {self.name!r}: {kept} chunks of its replies are kept, {lying} lie behind it")

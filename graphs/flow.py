@@ -136,11 +136,18 @@ class Flow:
         }
 
     def check(self) -> None:
-        """Raises Corrupt if the books of edges and rings do not add up."""
+        """Raises Corrupt if the books of edges, drivers, rings, readers and controls do not add up."""
         for edge in self.edges.values():
             edge.check()
-        for ring in self.audience.rings.values():
-            ring.check()
+        for driver in self.drivers.values():
+            driver.check()
+        self.audience.check()
+        self.desk.check()
+
+    def check_stopped(self) -> None:
+        """Raises Corrupt if a chunk is still being fetched."""
+        if self._fetches:
+            raise Corrupt(f"session {self.session_id}: {len(self._fetches)} chunks are fetched after its end")
 
     # ---- what the stage drivers call ----
 

@@ -79,6 +79,10 @@ class OutputRing:
         self._signal = signal
         self._closed = False
 
+    def __len__(self) -> int:
+        """Chunks that are kept here."""
+        return len(self._slots)
+
     def has_room(self) -> bool:
         """Whether another step may be started: less than one chunk lies here that was not sent yet."""
         return not self.lossless or not self._slots or self.cursor > self._slots[-1].first

@@ -163,9 +163,13 @@ class Runner:
         )
 
     def check(self) -> None:
-        """Raises Corrupt if the books of edges and rings do not add up."""
+        """Raises Corrupt if the books of the session do not add up, or it has ended and still does something."""
         if self._flow:
             self._flow.check()
+        if self._flow and self._main and self._main.done():
+            self._flow.check_stopped()
+        if self._main and self._main.done() and not self._state.ended:
+            raise Corrupt(f"session {self.record.id} is {self._state.value}, and nothing drives it")
 
     # ---- the life of the session ----
 
