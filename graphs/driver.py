@@ -59,8 +59,11 @@ class Session(Protocol):
     clock: Clock
     signal: Signal
     observer: Observer
-    sources_held: bool  # paused: nothing new enters the graph
     sources_ended: bool  # no more is wanted: sources and client inputs end
+
+    @property
+    def sources_held(self) -> bool:
+        """Paused or parked: nothing new enters the graph."""
 
     @property
     def session_id(self) -> str: ...
@@ -160,8 +163,7 @@ class StageDriver:
         self.compute_ms.append(reply.compute_ms)
         self.wait_ms.append(reply.wait_ms)
         if controls:
-            next_chunk = self.chunks.get(self.description.outputs[0].name, 0)
-            await self.session.carried(self.name, controls, reply, next_chunk)
+            await self.session.carried(self.name, controls, reply, self.next_on_first_port[0])
         if edge:
             self.session.consumed(edge, edge.pop())
         self._hand_on(request, reply)
@@ -231,3 +233,9 @@ class StageDriver:
         lying, kept = sum(len(each) for places in behind for each in places), sum(self._kept.values())
         if lying != kept or not all(0 <= seq < self.next_seq for seq in self._kept):
             raise Corrupt(f"stage {self.name!r}: {kept} chunks of its replies are kept, {lying} lie behind it")
+    @property
+    def next_on_first_port(self) -> tuple[int, int]:
+        """Number of the next chunk on the first output port, and of its first frame."""
+        port = self.description.outputs[0].name
+        return self.chunks.get(port, 0), self.frames.get(port, 0)
+

@@ -60,7 +60,8 @@ class Slot:
 class OutputRing:
     """lossless: a controller reads this port (or none has come yet), so it paces the stages. cursor: the number of the
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
-    consumers are attached. frame_bytes: of one frame, 0 if not known."""
+    consumers are attached. made: media time (ticks) that the chunks so far reach to. frame_bytes: of one frame, 0 if
+    not known."""
 
     def __init__(self, name: str, keep: int, fetch: Fetch, spawn: Spawn, signal: Signal, frame_bytes: int = 0):
         self.name = name
@@ -72,6 +73,7 @@ class OutputRing:
         self.acked = 0
         self.next_frame = 0
         self.next_chunk = 0
+        self.made = 0
         self._keep_always = self._keep = keep
         self._slots: deque[Slot] = deque()
         self._fetch = fetch
@@ -92,6 +94,7 @@ class OutputRing:
         slot = Slot(chunk, self.next_frame, release)
         self.next_frame = slot.end
         self.next_chunk += 1
+        self.made = chunk.pts + chunk.frames * chunk.frame_ticks
         if not chunk.frames:
             release()
             return
@@ -181,6 +184,11 @@ class OutputRing:
         """Whether the controller reads this port; one it does not read goes at its own pace."""
         self.lossless = lossless
         self._trim()
+
+    @property
+    def held_frames(self) -> int:
+        """Frames whose chunks are kept here, fetched or by reference."""
+        return sum(slot.chunk.frames for slot in self._slots)
 
     @property
     def drained(self) -> bool:

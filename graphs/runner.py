@@ -25,7 +25,7 @@ from riverrun.graphs.opening import answer, open_stages
 from riverrun.graphs.stage import EncoderHandle, Epoch, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.waiting import Clock, Signal, within
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable, one_line
 from riverrun.store.records import Conflict, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ class Runner:
     async def push(self, port: str, chunk: Chunk) -> None:
         """Takes the next chunk of a graph input (numbered here); returns when there was room for it.
 
-        Raises BadRequest (unknown input, or after `finish`), SessionEnded.
+        Raises BadRequest (unknown input, data its port does not take, or after `finish`), SessionEnded. A chunk that
+        the model refuses later is left out, and the controller told (InputRefusal).
         """
         await self._live().push(port, chunk, gone=lambda: self._state.ended)
         self._live()
@@ -154,7 +155,9 @@ class Runner:
             state=self._state,
             reason=self._reason,
             created=self.record.created,
-            paused=bool(flow and flow.sources_held),
+            paused=bool(flow and flow.is_paused),
+            parked=bool(flow and flow.is_parked),
+            lead_s=flow.lead_s if flow else 0.0,
             frames_delivered=flow.audience.delivered if flow else 0,
             stages=tuple(
                 stage_status(s.name, s.model, self._place(s.name), drivers.get(s.name)) for s in self._graph.stages
@@ -190,7 +193,13 @@ class Runner:
         self._flow = flow
         self._to(SessionState.RUNNING)
         async with asyncio.TaskGroup() as tasks:
-            behind = [flow.desk.receive(), flow.desk.encode(), self._commit_often(), self._watch_idle(flow)]
+            behind = [
+                flow.desk.receive(),
+                flow.desk.encode(),
+                self._commit_often(),
+                self._watch_idle(flow),
+                flow.unpark(),
+            ]
             background = [tasks.create_task(each) for each in behind]
             await flow.run()
             if self._state is SessionState.RUNNING:
@@ -256,9 +265,9 @@ class Runner:
             error = error.exceptions[0]
         self._fault = error
         if isinstance(error, BadRequest | Unavailable | Corrupt):
-            return SessionState.FAILED, str(error)
+            return SessionState.FAILED, one_line(str(error))
         log.error("session %s: internal error", self.record.id, exc_info=error)
-        return SessionState.FAILED, f"internal error: {type(error).__name__}: {error}"
+        return SessionState.FAILED, one_line(f"internal error: {type(error).__name__}: {error}")
 
     async def _free(self, state: SessionState, reason: str) -> None:
         """Tells everybody that and why it ended, then closes all stages (opened or not) and writes the record.

@@ -38,7 +38,9 @@ class OutputStatus:
 
 @dataclass(frozen=True)
 class RunnerStatus:
-    """frames_delivered: on all outputs, to controllers, each counted once. outputs: empty until the stages are open."""
+    """frames_delivered: on all outputs, to controllers, each counted once. outputs: empty until the stages are open.
+
+    lead_s: media made and not played. parked: no step is begun because that is more than the session may have."""
 
     session: str
     graph: str
@@ -51,6 +53,8 @@ class RunnerStatus:
     outputs: tuple[OutputStatus, ...]
 
 
+    parked: bool
+    lead_s: float
 def stage_status(name: str, model: str, place: Placement, driver: StageDriver | None) -> StageStatus:
     """driver: None while the session is opening."""
     if driver is None:
