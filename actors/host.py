@@ -19,8 +19,10 @@ from riverrun.configs import ServiceConfig
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Graph, route_params
 from riverrun.graphs.runner import Runner, SessionEnded
+from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.stage import BadRequest, StageHandle
 from riverrun.graphs.waiting import Clock
+from riverrun.graphs.status import RunnerStatus
 from riverrun.models.base import Unavailable
 from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
 
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
 Wrap = Callable[[str, StageHandle], StageHandle]
 
+Observe = Callable[[Graph, str], Observer]
 
 @dataclass(frozen=True)
 class SessionWish:
@@ -61,9 +64,18 @@ class Hosted:
 
 
 class SessionHost:
-    """name: this gateway's, in the records it writes."""
+    """name: this gateway's, in the records it writes. observe: who is told what a session does, by graph and id."""
 
-    def __init__(self, directory: Directory, store: Store, clock: Clock, config: ServiceConfig, name: str) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        store: Store,
+        clock: Clock,
+        config: ServiceConfig,
+        name: str,
+        observe: Observe = lambda graph, session: SILENT,
+    ) -> None:
+        self._observe = observe
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
         self.closing = ""
         self._hosted: dict[str, Hosted] = {}
@@ -89,7 +101,8 @@ class SessionHost:
         stages = {name: wrap(name, handle) if wrap else handle for name, handle in placed.stages.items()}
         config = RunnerConfig(idle_timeout_s=self.config.idle_timeout_s)
         written = replace(record, version=1)  # as the store will have it
-        runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config)
+        observer = self._observe(graph, record.id)
+        runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config, observer)
         return await self._open(Hosted(runner, token), record)
 
     def find(self, session: str) -> Hosted | None:
@@ -104,6 +117,10 @@ class SessionHost:
         record = hosted.runner.record if hosted else await self.record(session)
         if record.state.ended:
             raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+    def statuses(self) -> list[RunnerStatus]:
+        """What every session here is doing now."""
+        return [hosted.runner.status() for hosted in self._hosted.values()]
+
         if record.gateway == self.name:
             raise SessionEnded(f"session {session} has ended; the store was away, so why is not known")
         raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")

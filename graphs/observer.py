@@ -6,6 +6,7 @@ puts it there.
 
 from __future__ import annotations
 
+from riverrun.graphs.items import Frame
 from riverrun.graphs.stage import StepReply, StepRequest
 from riverrun.models.base import Chunk
 
@@ -27,6 +28,12 @@ class Observer:
     def fetched(self, stage: str, chunk: Chunk, fetch_s: float) -> Chunk:
         """A chunk of `stage` was fetched for the clients; what is returned is kept in its place."""
         return chunk
+
+    def sent(self, frame: Frame, codec: str, size: int, encode_s: float, send_s: float) -> None:
+        """A frame was written to a client: `size` bytes by `codec`, that took so long to make and to write."""
+
+    def wanted(self, trace: str) -> None:
+        """A client asks that the next chunk be traced under its own `trace`."""
 
     def ended(self, state: str) -> None:
         """The session is over: "closed" or "failed"."""

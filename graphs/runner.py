@@ -78,6 +78,16 @@ class Runner:
         return self._state
 
     @property
+    def observer(self) -> Observer:
+        """Who is told of every step; what brings frames to clients tells it too."""
+        return self._observer
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What the session failed of."""
+        return self._fault
+
+    @property
     def record(self) -> SessionRecord:
         """As last changed here; it may be newer than the store's."""
         return self._keeper.record
