@@ -55,6 +55,12 @@ def needed(method: str) -> Role | None:
     return NEEDED.get(f"{service.removeprefix(OURS + '.')}/{name}", Role.ADMIN)
 
 
+def check_role(who: Principal, role: Role, what: str) -> None:
+    """Raises Denied, naming both roles."""
+    if who.role < role:
+        raise Denied(f"{what} takes role {role.name.lower()}; yours is {who.role.name.lower()}")
+
+
 class Callers:
     """Knows callers by their token or, where clients must show certificates, by the subject of theirs."""
 
@@ -120,8 +126,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _admit(self, context: Context, role: Role, method: str) -> None:
         who = self._callers.identify(context.invocation_metadata() or (), context.auth_context())
-        if who.role < role:
-            raise Denied(f"{method.removeprefix('/')} takes role {role.name.lower()}; yours is {who.role.name.lower()}")
+        check_role(who, role, method.removeprefix("/"))
         _CALLER.set(who)
 
 

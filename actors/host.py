@@ -14,27 +14,29 @@ from typing import Any
 
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.errors import Denied, NotFound
+from riverrun.actors.principal import Principal
 from riverrun.actors.sessions import NoRoom
 from riverrun.configs import ServiceConfig
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Graph, route_params
-from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.observer import SILENT, Observer
+from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.stage import BadRequest, StageHandle
-from riverrun.graphs.waiting import Clock
 from riverrun.graphs.status import RunnerStatus
+from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Unavailable
 from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
 
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
 Wrap = Callable[[str, StageHandle], StageHandle]
-
 Observe = Callable[[Graph, str], Observer]
+
 
 @dataclass(frozen=True)
 class SessionWish:
-    """What a session is asked for. idle_timeout_s, max_frames: 0 means the service's own, and endless."""
+    """What a session is asked for. idle_timeout_s, max_frames: 0 means the service's own, and endless. lead_s: see
+    `ServiceConfig`; None means its value. tenant: whose it will be."""
 
     graph: str
     params: Mapping[str, Any]
@@ -42,6 +44,8 @@ class SessionWish:
     client_id: str = ""
     idle_timeout_s: float = 0.0
     max_frames: int = 0
+    lead_s: float | None = None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if len(self.client_id) > MAX_CLIENT_ID:
@@ -106,6 +110,10 @@ class SessionHost:
         return await self._open(Hosted(runner, token), record)
 
     def find(self, session: str) -> Hosted | None:
+    def count(self, who: Principal) -> int:
+        """How many sessions that `who` may see run here."""
+        return sum(who.sees(hosted.runner.record.tenant) for hosted in self._hosted.values())
+
         """The session, if it runs here."""
         return self._hosted.get(session)
 
@@ -129,10 +137,17 @@ class SessionHost:
         """What the store has of a session. Raises NotFound."""
         record = await self.store.get(session)
         if record is None:
-            raise NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
+            raise no_session(session)
         return record
 
     async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
+    async def check_owner(self, session: str, who: Principal) -> None:
+        """Raises NotFound for a session which `who` is not to see, in the words for one that there is not."""
+        hosted = self._hosted.get(session)
+        record = hosted.runner.record if hosted else await self.record(session)
+        if not who.sees(record.tenant):
+            raise no_session(session)
+
         """Stored records as those who ask should see them: what only the record calls live counts as failed."""
         alive = await self.store.gateways()
         return [as_seen(record, self.name, alive) for record in records]
@@ -213,6 +228,7 @@ class SessionHost:
             id=uuid.uuid4().hex,
             graph=graph.name,
             client_id=wish.client_id,
+            tenant=wish.tenant,
             params=route_params(graph, wish.params, placed.fields),
             seed=wish.seed,
             max_frames=wish.max_frames,
@@ -227,6 +243,10 @@ class SessionHost:
 
 def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> SessionRecord:
     """A stored record of a session that does not run at gateway `here`. alive: the gateways that are.
+def no_session(session: str) -> NotFound:
+    return NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
+
+
 
     It may call a session live whose gateway died, or could not tell the store of its end.
     """

@@ -35,11 +35,13 @@ class MemoryStore:
         text = self._records.get(session)
         return SessionRecord.from_json(text) if text else None
 
-    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+    async def page(
+        self, size: int = 50, token: str = "", include_ended: bool = False, tenant: str | None = None
+    ) -> Page:
         self._expire()
         after = parse_token(token)
         rows = sorted((r for r in self._all() if include_ended or not r.state.ended), key=_order, reverse=True)
-        rows = [r for r in rows if after is None or _order(r) < after]
+        rows = [r for r in rows if (after is None or _order(r) < after) and tenant in (None, r.tenant)]
         page = tuple(rows[:size])
         return Page(page, make_token(page[-1]) if len(rows) > size else "")
 

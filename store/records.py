@@ -222,8 +222,10 @@ class Store(Protocol):
     async def get(self, session: str) -> SessionRecord | None:
         """The record; None if there is none (or it has expired). Raises Corrupt."""
 
-    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
-        """A page, newest first. Raises BadRequest for a token that is none."""
+    async def page(
+        self, size: int = 50, token: str = "", include_ended: bool = False, tenant: str | None = None
+    ) -> Page:
+        """A page, newest first, of one tenant's or (None) all. Raises BadRequest for a token that is none."""
 
     async def update(self, record: SessionRecord) -> SessionRecord:
         """Replaces the record if the stored one has the same version, epoch and nonce; returns it with version + 1.
