@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode as Code
 
 from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.runner import SessionEnded
 from riverrun.graphs.stage import StaleEpoch, StepFailed
-from riverrun.models.base import BadRequest, Corrupt, Unavailable
+from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
 from riverrun.protos.wire import WireError
 from riverrun.store.records import Conflict
 
@@ -29,12 +30,32 @@ class NotFound(BadRequest):
     """There is no such graph, session or job."""
 
 
+class Unauthenticated(BadRequest):
+    """Who calls is not known: no token, or a wrong one."""
+
+
 class Denied(BadRequest):
-    """The caller may not do this: a wrong token, or a viewer that wants to steer."""
+    """The caller may not do this: its role, a wrong resume token, or a viewer that wants to steer."""
+
+
+class Malformed(BadRequest):
+    """What came is no message of the kind that was due."""
+
+    def __init__(self, error: DecodeError) -> None:
+        why = str(error).removeprefix("Error parsing message")
+        super().__init__(f"the message can't be read{why}; send what riverrun.proto says, text as UTF-8")
 
 
 class SessionFailed(Corrupt):
-    """The session ended by a fault, which its reason names."""
+    """The session ended by a fault, which its reason names. fault: what was raised.
+
+    To a client it means what `fault` means where that says how things stand (an actor is gone, another gateway took
+    the session), and else that the service failed.
+    """
+
+    def __init__(self, reason: str, fault: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,7 @@ class Meaning:
 
 _MEANINGS: tuple[tuple[type[Exception], Meaning], ...] = (  # the first that fits
     (NotFound, Meaning(Code.NOT_FOUND, "NOT_FOUND")),
+    (Unauthenticated, Meaning(Code.UNAUTHENTICATED, "UNAUTHENTICATED")),
     (Denied, Meaning(Code.PERMISSION_DENIED, "DENIED")),
     (SessionEnded, Meaning(Code.FAILED_PRECONDITION, "SESSION_ENDED")),
     (BadRequest, Meaning(Code.INVALID_ARGUMENT, "BAD_REQUEST")),
@@ -64,6 +86,8 @@ _MEANINGS: tuple[tuple[type[Exception], Meaning], ...] = (  # the first that fit
 
 def meaning(error: Exception) -> Meaning:
     """The code and reason of any exception; INTERNAL for what is none of ours."""
+    if isinstance(error, SessionFailed) and isinstance(error.fault, Unavailable):
+        return meaning(error.fault)
     return next((m for kind, m in _MEANINGS if isinstance(error, kind)), Meaning(Code.INTERNAL, "INTERNAL"))
 
 
@@ -81,7 +105,7 @@ def status(error: Exception) -> status_pb2.Status:
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    return status_pb2.Status(code=what.code.value[0], message=" ".join(text.split()), details=packed)
+    return status_pb2.Status(code=what.code.value[0], message=one_line(text), details=packed)
 
 
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
@@ -122,4 +146,4 @@ def _first(error: Exception) -> Exception:
     """The first of a group: a runner opens its stages side by side."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    return error
+    return Malformed(error) if isinstance(error, DecodeError) else error

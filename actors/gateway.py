@@ -11,11 +11,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from riverrun.actors.auth import Callers, Guard
 from riverrun.actors.directory import Directory
 from riverrun.actors.host import SessionHost
 from riverrun.actors.jobs import JobDesk
+from riverrun.actors.malformed import RefuseMalformed
 from riverrun.actors.servicers import Cluster, Jobs, Sessions
 from riverrun.actors.streams import Streams
+from riverrun.actors.tls import server_credentials
 from riverrun.models.base import Unavailable
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
@@ -44,7 +47,7 @@ class Gateway:
         self._gateways: list[str] = []
         self._streams = Streams(host, self._pool, self._gateways)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(interceptors=[Guard(Callers(host.config)), RefuseMalformed()], options=OPTIONS)
         rpc.add_SessionsServicer_to_server(Sessions(host, self._gateways), self._server)
         rpc.add_StreamsServicer_to_server(self._streams, self._server)
         rpc.add_JobsServicer_to_server(Jobs(self._jobs), self._server)
@@ -55,9 +58,12 @@ class Gateway:
         self.address = ""
 
     async def start(self, host: str, port: int) -> None:
-        """Listens. Raises Unavailable if the port is taken."""
+        """Listens. Raises Unavailable if the port is taken, BadRequest for TLS files that can't be used."""
+        credentials = server_credentials(self._host.config.tls)
+        at = f"{host}:{port}"
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            server = self._server
+            bound = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
         except RuntimeError as error:
             raise Unavailable(
                 f"can't listen on {host}:{port}: the port is taken, or the address is not ours"

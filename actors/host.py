@@ -14,12 +14,15 @@ from typing import Any
 
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.errors import Denied, NotFound
+from riverrun.actors.principal import Principal
 from riverrun.actors.sessions import NoRoom
 from riverrun.configs import ServiceConfig
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Graph, route_params
+from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.stage import BadRequest, StageHandle
+from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Unavailable
 from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
@@ -27,11 +30,13 @@ from riverrun.store.records import SessionRecord, SessionState, Store, token_dig
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
 Wrap = Callable[[str, StageHandle], StageHandle]
+Observe = Callable[[Graph, str], Observer]
 
 
 @dataclass(frozen=True)
 class SessionWish:
-    """What a session is asked for. idle_timeout_s, max_frames: 0 means the service's own, and endless."""
+    """What a session is asked for. idle_timeout_s, max_frames: 0 means the service's own, and endless. lead_s: see
+    `ServiceConfig`; None means its value. tenant: whose it will be."""
 
     graph: str
     params: Mapping[str, Any]
@@ -39,6 +44,8 @@ class SessionWish:
     client_id: str = ""
     idle_timeout_s: float = 0.0
     max_frames: int = 0
+    lead_s: float | None = None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         if len(self.client_id) > MAX_CLIENT_ID:
@@ -61,9 +68,18 @@ class Hosted:
 
 
 class SessionHost:
-    """name: this gateway's, in the records it writes."""
+    """name: this gateway's, in the records it writes. observe: who is told what a session does, by graph and id."""
 
-    def __init__(self, directory: Directory, store: Store, clock: Clock, config: ServiceConfig, name: str) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        store: Store,
+        clock: Clock,
+        config: ServiceConfig,
+        name: str,
+        observe: Observe = lambda graph, session: SILENT,
+    ) -> None:
+        self._observe = observe
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
         self.closing = ""
         self._hosted: dict[str, Hosted] = {}
@@ -89,10 +105,15 @@ class SessionHost:
         stages = {name: wrap(name, handle) if wrap else handle for name, handle in placed.stages.items()}
         config = RunnerConfig(idle_timeout_s=self.config.idle_timeout_s)
         written = replace(record, version=1)  # as the store will have it
-        runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config)
+        observer = self._observe(graph, record.id)
+        runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config, observer)
         return await self._open(Hosted(runner, token), record)
 
     def find(self, session: str) -> Hosted | None:
+    def count(self, who: Principal) -> int:
+        """How many sessions that `who` may see run here."""
+        return sum(who.sees(hosted.runner.record.tenant) for hosted in self._hosted.values())
+
         """The session, if it runs here."""
         return self._hosted.get(session)
 
@@ -104,6 +125,10 @@ class SessionHost:
         record = hosted.runner.record if hosted else await self.record(session)
         if record.state.ended:
             raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+    def statuses(self) -> list[RunnerStatus]:
+        """What every session here is doing now."""
+        return [hosted.runner.status() for hosted in self._hosted.values()]
+
         if record.gateway == self.name:
             raise SessionEnded(f"session {session} has ended; the store was away, so why is not known")
         raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
@@ -112,10 +137,17 @@ class SessionHost:
         """What the store has of a session. Raises NotFound."""
         record = await self.store.get(session)
         if record is None:
-            raise NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
+            raise no_session(session)
         return record
 
     async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
+    async def check_owner(self, session: str, who: Principal) -> None:
+        """Raises NotFound for a session which `who` is not to see, in the words for one that there is not."""
+        hosted = self._hosted.get(session)
+        record = hosted.runner.record if hosted else await self.record(session)
+        if not who.sees(record.tenant):
+            raise no_session(session)
+
         """Stored records as those who ask should see them: what only the record calls live counts as failed."""
         alive = await self.store.gateways()
         return [as_seen(record, self.name, alive) for record in records]
@@ -196,6 +228,7 @@ class SessionHost:
             id=uuid.uuid4().hex,
             graph=graph.name,
             client_id=wish.client_id,
+            tenant=wish.tenant,
             params=route_params(graph, wish.params, placed.fields),
             seed=wish.seed,
             max_frames=wish.max_frames,
@@ -210,6 +243,10 @@ class SessionHost:
 
 def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> SessionRecord:
     """A stored record of a session that does not run at gateway `here`. alive: the gateways that are.
+def no_session(session: str) -> NotFound:
+    return NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
+
+
 
     It may call a session live whose gateway died, or could not tell the store of its end.
     """

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from riverrun.actors.errors import NotFound
 from riverrun.actors.host import MAX_CLIENT_ID, Hosted, SessionHost, SessionWish
+from riverrun.actors.principal import ANYBODY, Principal
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
 from riverrun.actors.timed import TimedControl, TimedStage
@@ -37,7 +39,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What is to be rendered. frames: of the graph's first output. sinks: URI by output port."""
+    """What is to be rendered. frames: of the graph's first output. sinks: URI by output port. tenant: whose it is."""
 
     graph: str
     params: Mapping[str, Any]
@@ -46,6 +48,7 @@ class JobSpec:
     frames: int
     controls: tuple[TimedControl, ...]
     sinks: Mapping[str, str]
+    tenant: str = ""
 
     def check(self, max_frames: int, jobs_dir: str = "") -> None:
         """Raises BadRequest for what can be seen without opening anything."""
@@ -97,13 +100,13 @@ class JobDesk:
         Raises BadRequest, NotFound, NoRoom, Unavailable: what is wrong with the job is said here, not later.
         """
         for job in self._jobs.values():
-            if spec.client_id and job.spec.client_id == spec.client_id:
+            if spec.client_id and (job.spec.tenant, job.spec.client_id) == (spec.tenant, spec.client_id):
                 return job
         config = self._host.config
         limits = config.limits
         if sum(job.state is JobState.RUNNING for job in self._jobs.values()) >= limits.jobs:
             raise NoRoom(f"{limits.jobs} jobs are running, the limit; one must end first")
-        spec.check(limits.job_frames, config.jobs_dir)
+        spec.check(limits.job_frames, self._folder(spec))
         graph = self._host.directory.graph(spec.graph)
         for port in spec.sinks:
             if port not in graph.outputs:
@@ -121,19 +124,19 @@ class JobDesk:
         job.task = asyncio.create_task(self._run(job, *hosted), name=f"job {job.id}")
         return job
 
-    def get(self, job: str) -> Job:
-        """Raises NotFound."""
-        if job not in self._jobs:
+    def get(self, job: str, who: Principal) -> Job:
+        """Raises NotFound, also for a job that `who` is not to see."""
+        if job not in self._jobs or not who.sees(self._jobs[job].spec.tenant):
             raise NotFound(f"there is no job {job!r}; it may have ended and been forgotten")
         return self._jobs[job]
 
-    def all(self) -> list[Job]:
-        """Newest first."""
-        return list(self._jobs.values())[::-1]
+    def all(self, who: Principal) -> list[Job]:
+        """Those that `who` may see, newest first."""
+        return [job for job in self._jobs.values() if who.sees(job.spec.tenant)][::-1]
 
-    async def cancel(self, job: str, reason: str = "cancelled") -> Job:
+    async def cancel(self, job: str, who: Principal, reason: str = "cancelled") -> Job:
         """Stops a job and removes its unfinished file; one that has ended is left as it is."""
-        found = self.get(job)
+        found = self.get(job, who)
         if found.state is JobState.RUNNING:
             found.end(JobState.CANCELLED, reason)
             if found.task:  # else it is opening still, and stops when that is over
@@ -141,9 +144,9 @@ class JobDesk:
                 await asyncio.wait({found.task})
         return found
 
-    async def watch(self, job: str) -> AsyncIterator[Job]:
+    async def watch(self, job: str, who: Principal) -> AsyncIterator[Job]:
         """The job now, and after each change until it has ended."""
-        found = self.get(job)
+        found = self.get(job, who)
         seen: tuple[JobState, int] | None = None
 
         def news() -> tuple[JobState, int] | None:
@@ -156,7 +159,12 @@ class JobDesk:
 
     async def close(self, reason: str) -> None:
         """Ends every job."""
-        await asyncio.gather(*(self.cancel(job.id, reason) for job in self.all()))
+        await asyncio.gather(*(self.cancel(job.id, ANYBODY, reason) for job in self.all(ANYBODY)))
+
+    def _folder(self, spec: JobSpec) -> str:
+        """Where a job may write, "" for anywhere: a tenant only into its own folder."""
+        root = self._host.config.jobs_dir
+        return str(Path(root) / spec.tenant) if root and spec.tenant else root
 
     async def _open(self, job: Job) -> tuple[Hosted, dict[str, Writer]]:
         spec = job.spec
@@ -170,14 +178,14 @@ class JobDesk:
             stages.append(TimedStage(name, handle, spec.controls, encoders.get(name)))
             return stages[-1]
 
-        wish = SessionWish(spec.graph, spec.params, spec.seed, max_frames=spec.frames)
+        wish = SessionWish(spec.graph, spec.params, spec.seed, max_frames=spec.frames, lead_s=0.0, tenant=spec.tenant)
         hosted = await self._host.create(wish, timed)
         job.session = hosted.runner.record.id
         writers: dict[str, Writer] = {}
         try:
             for output in hosted.runner.status().outputs:
                 if output.port in spec.sinks:
-                    where = (output.fps, output.frame_shape, self._host.config.jobs_dir)
+                    where = (output.fps, output.frame_shape, self._folder(spec))
                     writers[output.port] = writer_for(spec.sinks[output.port], *where)
             _check_taken(spec.controls, stages)
         except BaseException:

@@ -25,6 +25,12 @@ from riverrun.actors.directory import Directory
 from riverrun.actors.gateway import Gateway
 from riverrun.actors.handles import ask
 from riverrun.actors.host import SessionHost
+from riverrun.actors.live import LiveCollector
+from riverrun.actors.logs import pass_on
+from riverrun.actors.metrics import Metrics
+from riverrun.actors.telemetry import Watch
+from riverrun.actors.tracing import spans_to
+from riverrun.configs.telemetry import Telemetry
 from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
 from riverrun.graphs.graph import Graph, load_graph
 from riverrun.graphs.waiting import SystemClock
@@ -44,7 +50,7 @@ class Service:
 
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
-        self.address = self.store_url = ""
+        self.address = self.metrics_address = self.store_url = ""
         self._stack = contextlib.AsyncExitStack()
         self._stopping = asyncio.Event()
         self._why = "the service is shutting down"
@@ -77,8 +83,7 @@ class Service:
         config = self.config
         for number in SIGNALS:
             stack.callback(asyncio.get_running_loop().remove_signal_handler, number)
-        if config.is_exposed and not config.jobs_dir:
-            raise BadRequest(f"jobs_dir must be set: others reach host {config.host}, and their jobs write files")
+        check_trust(config)
         models = load_models(config)
         graphs = load_graphs(config, models)
         url = config.redis_url or os.environ.get("REDIS_URL", "")
@@ -89,14 +94,23 @@ class Service:
         await store.ping()
         cluster = config.ray_address or os.environ.get("RAY_ADDRESS", LOCAL)
         stack.enter_context(_ray(cluster))
-        catalogue, is_shared = Catalogue(models, graphs), cluster != LOCAL
+        pass_on(config.log)
+        telemetry = Telemetry(config.log, config.trace)
+        catalogue, is_shared = Catalogue(models, graphs, telemetry), cluster != LOCAL
         controller, is_ours = controller_actor(catalogue, config.step_timeout_s, is_shared)
         if is_ours:
             stack.callback(ray.kill, controller)
         directory = Directory(controller, await ask(controller.catalogue.remote(), "the controller"))
         name = secrets.token_hex(6)
-        host = SessionHost(directory, store, SystemClock(), config, name)
-        self._gateway = gateway = Gateway(host, directory, kind)
+        if spans := spans_to(config.trace, "gateway"):
+            stack.push_async_callback(asyncio.to_thread, spans.close)
+        metrics = None if config.metrics_port is None else Metrics()
+        watch = Watch(metrics, spans, config.trace.every)
+        host = SessionHost(directory, store, SystemClock(), config, name, watch.observer)
+        if metrics:
+            live = LiveCollector(host, store.ping)
+            self.metrics_address = stack.enter_context(metrics.served(config.metrics_host, config.metrics_port or 0, live))
+        self._gateway = gateway = Gateway(host, directory, kind, metrics and metrics.count_call)
         await gateway.start(config.host, config.port)
         stack.push_async_callback(self._leave, gateway)
         self.address = gateway.address
@@ -105,6 +119,21 @@ class Service:
 
     async def _leave(self, gateway: Gateway) -> None:
         await gateway.stop(self.config.drain_s, self._why)
+
+
+def check_trust(config: ServiceConfig) -> None:
+    """Raises BadRequest for a service that would let others do more than they should."""
+    if config.is_exposed and not config.jobs_dir:
+        raise BadRequest(f"jobs_dir must be set: others reach host {config.host}, and their jobs write files")
+    if not config.is_open and not config.jobs_dir:
+        raise BadRequest("jobs_dir must be set: each tenant's jobs write into a folder of its own there")
+    if config.is_exposed and config.is_open and not config.auth.allow_open:
+        raise BadRequest(
+            f"host {config.host} is reached by others, and nobody is asked who they are: set auth.tokens_file"
+            " (`riverrun tokens new` makes one) or tls.client_ca; or auth.allow_open=true behind a proxy that asks"
+        )
+    if not config.is_open and config.is_exposed and not config.tls.cert:
+        log.warning("tokens come to %s in plain text: set tls.cert and tls.key, or have a proxy do it", config.host)
 
 
 def load_models(config: ServiceConfig) -> dict[str, ModelConfig]:

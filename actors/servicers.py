@@ -8,6 +8,7 @@ import grpc
 
 from riverrun import __version__
 from riverrun.actors import messages
+from riverrun.actors.auth import caller
 from riverrun.actors.directory import Directory
 from riverrun.actors.errors import mapped, unary
 from riverrun.actors.host import SessionHost, SessionWish
@@ -39,6 +40,8 @@ class Sessions(rpc.SessionsServicer):
             client_id=request.client_id,
             idle_timeout_s=seconds_of(request.idle_timeout, "idle_timeout"),
             max_frames=request.max_frames,
+            lead_s=seconds_of(request.lead, "lead") if request.HasField("lead") else None,
+            tenant=caller().tenant,
         )
         return messages.live_session(await self._host.create(wish), self._gateways, with_token=True)
 
@@ -49,7 +52,7 @@ class Sessions(rpc.SessionsServicer):
     @unary
     async def List(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         size = min(request.page_size or 50, MAX_PAGE)
-        page = await self._host.store.page(size, request.page_token, request.include_ended)
+        page = await self._host.store.page(size, request.page_token, request.include_ended, caller().scope)
         found = []
         for record in await self._host.shown(page.records):
             if hosted := self._host.find(record.id):
@@ -60,10 +63,12 @@ class Sessions(rpc.SessionsServicer):
 
     @unary
     async def Close(self, request: pb.CloseSessionRequest, context: Context) -> pb.Session:
+        await self._host.check_owner(request.session_id, caller())
         await self._host.close(request.session_id, reason_of(request.reason, "closed by a client"))
         return await self._session(request.session_id)
 
     async def _session(self, session: str) -> pb.Session:
+        await self._host.check_owner(session, caller())
         if hosted := self._host.find(session):
             return messages.live_session(hosted)
         (record,) = await self._host.shown([await self._host.record(session)])
@@ -86,24 +91,25 @@ class Jobs(rpc.JobsServicer):
             frames=request.frames,
             controls=tuple(TimedControl(c.at_frame, control_of(c.control), c.control.stage) for c in request.controls),
             sinks=dict(request.sinks),
+            tenant=caller().tenant,
         )
         return _job(await self._desk.submit(spec))
 
     @unary
     async def Get(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
-        return _job(self._desk.get(request.job_id))
+        return _job(self._desk.get(request.job_id, caller()))
 
     @unary
     async def List(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        return pb.ListJobsResponse(jobs=[_job(job) for job in self._desk.all()])
+        return pb.ListJobsResponse(jobs=[_job(job) for job in self._desk.all(caller())])
 
     @unary
     async def Cancel(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
-        return _job(await self._desk.cancel(request.job_id))
+        return _job(await self._desk.cancel(request.job_id, caller()))
 
     async def Watch(self, request: pb.GetJobRequest, context: Context) -> AsyncIterator[pb.Job]:
         async with mapped(context):
-            async for job in self._desk.watch(request.job_id):
+            async for job in self._desk.watch(request.job_id, caller()):
                 yield _job(job)
 
 
@@ -119,7 +125,7 @@ class Cluster(rpc.ClusterServicer):
         return pb.StatusResponse(
             version=__version__,
             actors=[messages.actor(member) for member in actors],
-            sessions=len(self._host),
+            sessions=self._host.count(caller()),
             store=self._store,
         )
 

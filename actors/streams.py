@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from riverrun.actors import principal
+from riverrun.actors.auth import caller, check_role
 from riverrun.actors.errors import Denied, SessionFailed, mapped
 from riverrun.actors.host import Hosted, SessionHost
 from riverrun.actors.inputs import InputFeed
@@ -27,7 +30,7 @@ from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Kind, Unavailable
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
-from riverrun.protos.wire import RAW, Header, check_codec, check_quality, split
+from riverrun.protos.wire import CODECS, RAW, Header, check_codec, check_quality, split
 
 OPEN_S = 10.0
 """A client says within so long what it wants."""
@@ -44,6 +47,9 @@ INLINE_BYTES = 1 << 18
 
 _PIXELS = {Kind.FRAMES: ("uint8", (1, 1, 3))}  # what codecs ask about: dtype and shape of one frame
 _ROLES = {pb.ROLE_CONTROLLER: Role.CONTROLLER, pb.ROLE_VIEWER: Role.VIEWER}
+_CODECS = {number: name for name, number in CODECS.items()}
+TRACEPARENT = "traceparent"
+"""In the metadata of a controller's call: it asks that the next chunk be traced under this."""
 Requests = AsyncIterator[pb.ClientMessage]
 
 
@@ -59,10 +65,13 @@ class Streams(rpc.StreamsServicer):
     async def Connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
         async with mapped(context):
             opening = await _opening(requests)
+            await self._host.check_owner(opening.session_id, caller())
             hosted = await self._host.live(opening.session_id)
             connection = Connection(hosted, opening, context, self._pool)
             if connection.role is Role.CONTROLLER:
+                check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
                 self._host.check_token(hosted, opening.resume_token)
+                hosted.runner.observer.wanted(_metadata(context, TRACEPARENT))
             self._connections.add(connection)
             try:
                 await connection.run(requests, self._gateways, self._host.config.idle_timeout_s)
@@ -180,11 +189,16 @@ class Connection:
         if not isinstance(item, Frame):
             await self.send(server_message(item))
             return
-        for part in await self._parts(item):
+        begun = time.monotonic()
+        parts = await self._parts(item)
+        made = time.monotonic()
+        for part in parts:
             await self.send(pb.ServerMessage(frame=part))
         self._credits[item.port] -= 1
 
     async def _parts(self, frame: Frame) -> list[pb.FramePart]:
+        size, sent = sum(len(part.data) for part in parts), time.monotonic()
+        self._runner.observer.sent(item, _CODECS[parts[0].codec], size, made - begun, sent - made)
         wish = self._wishes.get(frame.port, pb.PortWish(codec=RAW))
         header = Header(
             port=frame.port,
@@ -247,6 +261,10 @@ async def _opening(requests: Requests) -> pb.Open:
     """The first message. Raises BadRequest if it is another one, or none comes."""
     try:
         async with asyncio.timeout(OPEN_S):
+def _metadata(context: grpc.aio.ServicerContext, key: str) -> str:
+    return next((str(value) for name, value in context.invocation_metadata() or () if name == key), "")
+
+
             first = await anext(aiter(requests), None)
     except TimeoutError:
         raise BadRequest(f"nothing was sent for {OPEN_S:g} s; the first message must be `open`") from None

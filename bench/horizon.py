@@ -1,30 +1,40 @@
-"""Does anything grow with the length of a stream? One session, 1,000 chunks, through the whole service.
+"""Does anything grow with the length of a stream? One session, 3,000 chunks, through the whole service.
 
-`python -m riverrun.bench.horizon [--quick] [--chunks N] [--model synthetic|longlive-world] [--json FILE]`
+`python -m riverrun.bench.horizon [--quick] [--chunks N] [--model synthetic|longlive-world] [--json FILE] [--plot FILE]`
 
 The service runs as its own process tree (`bench/service.py`); this process is its client over gRPC and changes the
 prompt every `--switch` chunks, so that the control log is part of what might grow. Every few chunks it notes the memory
 of each process of the tree and the number of keys in the store. Printed are, for each process, the median after the
-warm-up against the median at the end; the keys; and the time of a chunk then and at the end.
+warm-up, the median at the end, and how far any window in between is from the first; the keys; the time of a chunk then
+and at the end. Last, in the stage actor, the State of chunk 450 is stepped beside the late one (`bench/twin.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from riverrun.bench.report import Cell, table, write_json
-from riverrun.bench.service import Memory, Service, serving
-from riverrun.client.sync import Stream, connect
+import yaml
 
-CHUNKS, QUICK_CHUNKS = 1000, 150
-LIMIT_PERCENT = 2.0
+from riverrun.bench.growth import JUDGED_CHUNKS, Growth, Plan, Sample, growths
+from riverrun.bench.report import Cell, table, write_json
+from riverrun.bench.service import Service, serving
+from riverrun.bench.twin import TIMES
+from riverrun.client.sync import Stream, connect
+from riverrun.configs import FOLDER
+
+CHUNKS, QUICK_CHUNKS = 3000, 150
+LIMIT_PERCENT, LIMIT_RATIO = 2.0, 1.05
 PROMPTS = ("a small red ball on green grass at noon", "a large blue cube on yellow sand in the evening")
+MODELS = ("synthetic", "world-text", "longlive-world")
 GRAPHS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "synthetic": (
         "synthetic",
@@ -32,71 +42,6 @@ GRAPHS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "longlive-world": ("generate", {}),
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """chunks: in all. settled: the chunk from which nothing may grow. window: chunks that make a median.
-    every: chunks between two samples. switch: chunks between two prompts."""
-
-    chunks: int
-    settled: int
-    window: int
-    every: int
-    switch: int
-
-    @staticmethod
-    def of(chunks: int, switch: int) -> Plan:
-        """For 1,000 chunks: settled after 300, windows of 100, a sample every 5."""
-        return Plan(chunks, chunks * 3 // 10, max(1, chunks // 10), max(1, chunks // 200), switch)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What was measured when chunk `chunk` had come. memory: by pid. keys: in the store."""
-
-    chunk: int
-    memory: Mapping[int, Memory]
-    keys: int
-
-
-@dataclass(frozen=True)
-class Growth:
-    """One process: MiB after the warm-up and at the end (medians), and the change in percent.
-
-    own_percent: the same without shared pages (Ray's object store is mapped into every worker). ours: not one of Ray's.
-    """
-
-    process: str
-    ours: bool
-    settled_mib: float
-    end_mib: float
-    percent: float
-    own_percent: float
-
-
-def growths(samples: Sequence[Sample], names: Mapping[int, str], plan: Plan) -> list[Growth]:
-    """For each process that was there after the warm-up and at the end; Ray's own last."""
-    early = [s for s in samples if plan.settled <= s.chunk < plan.settled + plan.window]
-    late = [s for s in samples if s.chunk >= plan.chunks - plan.window]
-    lasting = [pid for pid in names if pid in late[-1].memory and pid in early[0].memory]
-    return sorted((_growth(pid, names[pid], early, late) for pid in lasting), key=lambda growth: not growth.ours)
-
-
-def _growth(pid: int, name: str, early: Sequence[Sample], late: Sequence[Sample]) -> Growth:
-    def median(samples: Sequence[Sample], of: Callable[[Memory], int]) -> float:
-        return statistics.median(of(s.memory[pid]) for s in samples if pid in s.memory)
-
-    before, after = median(early, lambda m: m.rss), median(late, lambda m: m.rss)
-    own_before, own_after = median(early, lambda m: m.own), median(late, lambda m: m.own)
-    return Growth(
-        process=name,
-        ours=not name.startswith("ray "),
-        settled_mib=before / 2**20,
-        end_mib=after / 2**20,
-        percent=100 * (after / before - 1),
-        own_percent=100 * (own_after / own_before - 1) if own_before else 0.0,
-    )
 
 
 def follow(stream: Stream, service: Service, plan: Plan) -> tuple[list[Sample], list[float]]:
@@ -107,40 +52,72 @@ def follow(stream: Stream, service: Service, plan: Plan) -> tuple[list[Sample], 
             continue
         now = time.perf_counter()
         chunk = frame.chunk
-        took.append(1000 * (now - began))
-        if chunk % plan.every == 0:
-            samples.append(Sample(chunk, service.memory(), service.keys()))
+        if chunk < plan.chunks:
+            took.append(1000 * (now - began))
+            if chunk % plan.every == 0 or chunk == plan.chunks - 1:
+                samples.append(Sample(chunk, service.memory(), service.keys()))
         if chunk and chunk % plan.switch == 0:
             stream.prompt(PROMPTS[chunk // plan.switch % len(PROMPTS)])
-        if chunk == plan.chunks - 1:
+        if chunk == plan.chunks + plan.twin:  # one more, as that before may still be in the making
             break
         began = now
-    if chunk != plan.chunks - 1:
-        raise RuntimeError(f"the stream ended at chunk {chunk} of {plan.chunks}: {stream.ended_reason}")
+    if chunk != plan.chunks + plan.twin:
+        raise RuntimeError(f"the stream ended at chunk {chunk} of {plan.chunks + plan.twin}: {stream.ended_reason}")
     return samples, took
+
+
+def twin_model(model: str, plan: Plan, folder: Path) -> Path:
+    """The YAML of a model that is `model` under its own name, and steps the State of chunk `plan.kept` at the end."""
+    path = folder / f"{model}.yaml"
+    values = yaml.safe_load((FOLDER / "models" / f"{model}.yaml").read_text())
+    args = {"keep_at": plan.kept, "compare_from": plan.chunks, "chunks": plan.twin, "folder": str(folder)}
+    values |= {"class": "riverrun.bench.twin:Twin", "args": {"model": model, **args}}
+    path.write_text(yaml.safe_dump(values))
+    return path
 
 
 def measure(model: str, plan: Plan) -> dict[str, Any]:
     """Runs the service and one session; the figures that `show` prints and `--json` writes."""
     graph, params = GRAPHS[model]
-    with serving() as service, connect(service.address) as rr:
-        rr.models()  # waits for models that are loading: they are not what is measured
-        print(f"{plan.chunks} chunks of {graph!r} at {service.address} …", flush=True)
-        with rr.stream(graph, prompt=PROMPTS[0], seed=1, **params) as stream:
-            samples, took = follow(stream, service, plan)
-        names = service.names(rr.status())
-    found = growths(samples, names, plan)
-    keys = [s.keys for s in samples if s.chunk >= plan.settled]
-    early, late = took[plan.settled : plan.settled + plan.window], took[-plan.window :]
-    worst = max(growth.percent for growth in found if growth.ours)
+    with tempfile.TemporaryDirectory(prefix="riverrun-horizon-") as folder:
+        models = [name for name in MODELS if name != model]
+        models.append(str(twin_model(model, plan, Path(folder))))
+        with serving(f"models=[{','.join(models)}]") as service, connect(service.address) as rr:
+            rr.models()  # waits for models that are loading: they are not what is measured
+            print(f"{plan.chunks} chunks of {graph!r} at {service.address} …", flush=True)
+            with rr.stream(graph, prompt=PROMPTS[0], seed=1, **params) as stream:
+                samples, took = follow(stream, service, plan)
+            names = service.names(rr.status())
+        twin = json.loads(Path(folder, TIMES).read_text())
+    return figures_of(growths(samples, names, plan), samples, took, twin, plan)
+
+
+def figures_of(
+    found: Sequence[Growth],
+    samples: Sequence[Sample],
+    took: Sequence[float],
+    twin: Mapping[str, Sequence[float]],
+    plan: Plan,
+) -> dict[str, Any]:
+    """What was measured, and whether it holds (None: too short to judge)."""
+    keys = [s.keys for s in samples]
+    kept = [s.keys for s in samples if s.chunk >= plan.settled]
+    worst = max((growth.widest_percent for growth in found if growth.ours), key=abs)
+    late, early = statistics.median(twin["late"]), statistics.median(twin["early"])
+    holds = abs(worst) <= LIMIT_PERCENT and min(kept) == max(kept) and late <= LIMIT_RATIO * early
     return {
         "growth": [asdict(growth) for growth in found],
         "worst_growth_percent": worst,
-        "keys_min": min(keys),
-        "keys_max": max(keys),
-        "chunk_ms_settled": statistics.median(early),
-        "chunk_ms_end": statistics.median(late),
-        "holds": worst <= LIMIT_PERCENT and min(keys) == max(keys) if plan.chunks >= CHUNKS else None,
+        "keys_min": min(kept),
+        "keys_max": max(kept),
+        "chunk_ms_settled": statistics.median(took[plan.settled : plan.settled + plan.window]),
+        "chunk_ms_end": statistics.median(took[-plan.window :]),
+        "step_ms_late": late,
+        "step_ms_early": early,
+        "step_ratio": late / early,
+        "holds": holds if plan.is_judged else None,
+        "series": {"chunk": [s.chunk for s in samples], "keys": keys, "chunk_ms": [round(ms, 2) for ms in took]},
+        "twin_ms": {name: [round(ms, 3) for ms in times] for name, times in twin.items()},
     }
 
 
@@ -149,26 +126,45 @@ def show(figures: Mapping[str, Any], plan: Plan) -> str:
     first = f"chunks {plan.settled}-{plan.settled + plan.window}"
     last = f"last {plan.window}"
     rows: list[list[Cell]] = [
-        [g["process"], g["settled_mib"], g["end_mib"], f"{g['percent']:+.2f} %", f"{g['own_percent']:+.2f} %"]
+        [
+            g["process"],
+            g["settled_mib"],
+            g["end_mib"],
+            *(f"{g[name]:+.2f} %" for name in ("percent", "widest_percent", "own_percent")),
+        ]
         for g in figures["growth"]
     ]
-    columns = ["process", f"RSS MiB, {first}", f"RSS MiB, {last}", "growth", "growth without shared pages"]
-    verdict = f"too short to judge: memory settles in the first hundreds of chunks; take {CHUNKS} or more"
-    if figures["holds"] is not None:
-        grew = (
-            f"no process of ours grew by more than {LIMIT_PERCENT:g} % (most: {figures['worst_growth_percent']:+.2f} %)"
-        )
-        verdict = f"{grew}, and the keys stayed the same: {'yes' if figures['holds'] else 'NO'}"
+    columns = [
+        "process",
+        f"RSS MiB, {first}",
+        f"RSS MiB, {last}",
+        "change",
+        "widest on the way",
+        "without shared pages",
+    ]
     return "\n".join(
         [
             table(columns, rows),
             "",
             f"store keys after chunk {plan.settled}: {figures['keys_min']} to {figures['keys_max']}",
-            f"median chunk: {figures['chunk_ms_settled']:.1f} ms in {first}, "
+            f"median chunk at the client: {figures['chunk_ms_settled']:.1f} ms in {first}, "
             f"{figures['chunk_ms_end']:.1f} ms in the {last}",
-            verdict,
+            f"median step in the stage, {plan.twin} in turn: State of chunk {plan.chunks} "
+            f"{figures['step_ms_late']:.2f} ms, of chunk {plan.kept} {figures['step_ms_early']:.2f} ms, "
+            f"ratio {figures['step_ratio']:.3f}",
+            _verdict(figures),
         ]
     )
+
+
+def _verdict(figures: Mapping[str, Any]) -> str:
+    if figures["holds"] is None:
+        return f"too short to judge: memory settles in the first hundreds of chunks; take {JUDGED_CHUNKS} or more"
+    stayed = (
+        f"every process of ours stayed within {LIMIT_PERCENT:g} % (widest: {figures['worst_growth_percent']:+.2f} %)"
+    )
+    answer = "yes" if figures["holds"] else "NO"
+    return f"{stayed}, the keys stayed the same, a late step costs at most {LIMIT_RATIO} early ones: {answer}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,15 +177,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=sorted(GRAPHS), default="synthetic")
     parser.add_argument("--switch", type=int, default=40, help="chunks between two prompts (default 40)")
     parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
+    parser.add_argument("--plot", metavar="FILE", help="draw memory and time there (needs the extra `viz`)")
     options = parser.parse_args(argv)
     chunks = options.chunks or (QUICK_CHUNKS if options.quick else CHUNKS)
     if chunks < 20 or options.switch < 1:
         parser.error("at least 20 chunks, and --switch at least 1")
     plan = Plan.of(chunks, options.switch)
     figures = measure(options.model, plan)
-    print(show(figures, plan))
+    print(show(figures, plan), flush=True)
+    settings = {"model": options.model, **asdict(plan)}
     if options.json:
-        write_json(options.json, "horizon", {"model": options.model, **asdict(plan)}, figures)
+        write_json(options.json, "horizon", settings, figures)
+    if options.plot:
+        from riverrun.bench.horizon_plot import plot  # its library is an extra
+
+        plot([{"settings": settings, "figures": figures}], Path(options.plot))
     return 1 if figures["holds"] is False else 0
 
 

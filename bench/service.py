@@ -80,8 +80,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Service]:
-    """Starts `riverrun serve` on a free port in a process group of its own, and ends it. Raises RuntimeError."""
+def serving(*overrides: str) -> Iterator[Service]:
+    """Starts `riverrun serve` on a free port in a process group of its own, and ends it. overrides: of its
+    configuration, "limits.jobs=3". Raises RuntimeError."""
     port = _free_port()
     address = f"127.0.0.1:{port}"
     with contextlib.ExitStack() as stack:
@@ -89,7 +90,7 @@ def serving() -> Iterator[Service]:
         store = stack.enter_context(EmbeddedServer(Path(folder, "store")))
         log = Path(folder, "serve.log")
         code = "from riverrun.client.cli import main; main()"
-        command = [sys.executable, "-c", code, "serve", f"port={port}", f"redis_url={store.url}"]
+        command = [sys.executable, "-c", code, "serve", f"port={port}", f"redis_url={store.url}", *overrides]
         with log.open("wb") as output:
             tree = subprocess.Popen(
                 command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True

@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from riverrun.configs.auth import AuthConfig, TlsConfig
 from riverrun.models.base import BadRequest
 from riverrun.protos import DEFAULT_PORT
 
@@ -81,8 +82,8 @@ class ServiceConfig:
     models: names in `configs/models` or paths of YAML files. graphs: likewise, besides the shipped ones whose models
     are there. idle_timeout_s: a session without client and delivery ends after this. step_timeout_s: an actor whose
     step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
-    data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it ("": anywhere, which is
-    for a service that only this machine reaches: any other must name one).
+    data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it, those of a
+    tenant in its own folder there ("": anywhere, which is for an open service that only this machine reaches).
     """
 
     host: str = "127.0.0.1"
@@ -97,6 +98,8 @@ class ServiceConfig:
     data_dir: str = ""
     jobs_dir: str = ""
     limits: Limits = field(default_factory=Limits)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -112,6 +115,11 @@ class ServiceConfig:
             return self.host != "localhost" and not ip_address(self.host.strip("[]")).is_loopback
         except ValueError:  # a name
             return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether whoever reaches it may do anything: nobody is asked for a token or a certificate."""
+        return not (self.auth.tokens_file or self.tls.client_ca)
 
 
 def load_service(source: str | None = None, overrides: Sequence[str] = ()) -> ServiceConfig:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, Lane, PortWish, Role
-from riverrun.graphs.items import Event, EventType, InputAck, Receipt
+from riverrun.graphs.items import Event, EventType, Frame, InputAck, Receipt
+from riverrun.graphs.pacing import Playhead
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.waiting import Clock, Signal
-from riverrun.models.base import BadRequest
+from riverrun.models.base import BadRequest, Corrupt
 
 
 class Audience:
-    """rings: by graph output, the first one first. At most one controller at a time; any number of viewers."""
+    """rings: by graph output, the first one first. At most one controller at a time; any number of viewers.
+
+    playhead: how far the controller has played."""
 
     def __init__(self, rings: Mapping[str, OutputRing], clock: Clock, signal: Signal):
         self.rings = rings
+        self.playhead = Playhead(clock)
         self._busy_at = clock.now()
         self._clock = clock
         self._signal = signal
@@ -24,6 +28,11 @@ class Audience:
     @property
     def first(self) -> OutputRing:
         return next(iter(self.rings.values()))
+
+    @property
+    def made(self) -> int:
+        """Media time (ticks) that the first output which the controller reads has come to."""
+        return next((ring.made for ring in self.rings.values() if ring.lossless), 0)
 
     @property
     def empty(self) -> bool:
@@ -57,7 +66,7 @@ class Audience:
             lanes[wish.port].add(wish.credits)
         if spec.role is Role.CONTROLLER:
             self._begin_controller(wishes, lanes)
-        consumer = Consumer(spec.role, lanes, self._signal, self._touch, self._detach)
+        consumer = Consumer(spec.role, lanes, self._signal, self._sent, self._detach)
         for lane in lanes.values():
             lane.ring.readers += 1
         self._consumers.append(consumer)
@@ -65,7 +74,7 @@ class Audience:
         self._signal.notify()
         return consumer
 
-    def tell_controller(self, notice: Receipt | InputAck) -> None:
+    def tell_controller(self, notice: Receipt | InputAck | InputRefusal) -> None:
         for consumer in self._consumers:
             if consumer.role is Role.CONTROLLER:
                 consumer.tell(notice)
@@ -84,6 +93,15 @@ class Audience:
             consumer.end(event)
         self._signal.notify()
 
+    def check(self) -> None:
+        """Raises Corrupt if the readers counted are not the ones that are here."""
+        if sum(consumer.role is Role.CONTROLLER for consumer in self._consumers) > 1:
+            raise Corrupt("two controllers read one session")
+        for name, ring in self.rings.items():
+            ring.check()
+            if ring.readers != sum(name in consumer.ports for consumer in self._consumers):
+                raise Corrupt(f"ring {name!r} counts {ring.readers} readers, of {len(self._consumers)} consumers")
+
     def _begin_controller(self, wishes: Sequence[PortWish], lanes: Mapping[str, Lane]) -> None:
         starts = {wish.port: self.rings[wish.port].start_for(wish.last_received) for wish in wishes}
         for old in [c for c in self._consumers if c.role is Role.CONTROLLER]:
@@ -94,6 +112,11 @@ class Audience:
             self.rings[wish.port].begin(starts[wish.port], wish.last_received is not None, wish.credits)
         for name, ring in self.rings.items():
             ring.set_lossless(name in lanes)
+
+    def _sent(self, role: Role, frame: Frame, end: int) -> None:
+        self._touch()
+        if role is Role.CONTROLLER:
+            self.playhead.deliver(frame.pts, end)
 
     def _touch(self) -> None:
         self._busy_at = self._clock.now()

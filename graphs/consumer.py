@@ -23,6 +23,9 @@ MAX_CREDIT_BYTES = 1 << 30
 """And no more than so many bytes of them, but always `MIN_CREDITS` frames."""
 MIN_CREDITS = 32
 
+MANY_UNREAD = 64
+"""From so many notices on, those that say no more than the next one are forgotten."""
+
 
 class Role(StrEnum):
     CONTROLLER = "controller"
@@ -83,14 +86,16 @@ class Lane:
 
 
 class Consumer:
-    """Made by `Runner.attach`. One task reads it (`next` or `async for`); the other methods may be called any time."""
+    """Made by `Runner.attach`. One task reads it (`next` or `async for`); the other methods may be called any time.
+
+    on_sent: called with each frame given, and the media time at which it ends."""
 
     def __init__(
         self,
         role: Role,
         lanes: dict[str, Lane],
         signal: Signal,
-        on_sent: Callable[[], None],
+        on_sent: Callable[[Role, Frame, int], None],
         on_close: Callable[[Consumer], None],
     ):
         self.role = role
@@ -98,12 +103,12 @@ class Consumer:
         self._signal = signal
         self._on_sent = on_sent
         self._on_close = on_close
-        self._notices: deque[Receipt | InputAck | Event] = deque()
+        self._notices: deque[Notice] = deque()
         self._ended: Event | None = None
         self._done = False
 
     @property
-    def _over(self) -> bool:
+    def is_over(self) -> bool:
         """Left, or replaced: what its client still says counts no more."""
         return self._done or (self._ended is not None and self._ended.type is EventType.REPLACED)
 
@@ -135,7 +140,7 @@ class Consumer:
     def credit(self, port: str, frames: int) -> None:
         """Lets `frames` more frames go on `port`. Raises BadRequest (port, or too many outstanding)."""
         lane = self._lane(port)
-        if self._over:
+        if self.is_over:
             return
         lane.add(frames)
         if self.role is Role.CONTROLLER:
@@ -145,7 +150,7 @@ class Consumer:
     def ack(self, port: str, frame: int) -> None:
         """Frames of `port` up to number `frame` were received: they need not be kept. A viewer's says nothing."""
         lane = self._lane(port)
-        if self.role is Role.CONTROLLER and not self._over:
+        if self.role is Role.CONTROLLER and not self.is_over:
             lane.ring.ack(frame)
             self._signal.notify()
 
@@ -158,7 +163,14 @@ class Consumer:
 
     # ---- the runner's side ----
 
-    def tell(self, notice: Receipt | InputAck | Event) -> None:
+    def tell(self, notice: Notice) -> None:
+        """Queues a notice. Where many wait unread, an event takes the place of all a viewer has missed, and an input
+        ack that of the one before it; receipts are all kept, so who takes controls must look at `unread`."""
+        if len(self._notices) >= MANY_UNREAD:
+            if self.role is Role.VIEWER:
+                self._notices.clear()
+            elif _covers(notice, self._notices[-1]):
+                self._notices.pop()
         self._notices.append(notice)
 
     def end(self, event: Event) -> None:
@@ -197,7 +209,7 @@ class Consumer:
             if self.role is Role.CONTROLLER:
                 lane.ring.sent_to(lane.position)
                 self._signal.notify()
-            self._on_sent()
+            self._on_sent(self.role, frame, slot.pts_of(lane.position))
             return frame
         return None
 
@@ -205,3 +217,8 @@ class Consumer:
         if port not in self._lanes:
             raise BadRequest(f"no port {port!r} here; there are {', '.join(sorted(self._lanes)) or 'none'}")
         return self._lanes[port]
+
+
+def _covers(notice: Receipt | InputAck | Event, before: Receipt | InputAck | Event) -> bool:
+    """Whether an input ack says all that the one before it said."""
+    return isinstance(notice, InputAck) and isinstance(before, InputAck) and notice.port == before.port

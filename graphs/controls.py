@@ -81,6 +81,14 @@ class ControlDesk:
         self._pending[control.revision] = set(targets)
         self._arrivals.put_nowait(_Arrival(control, stage, targets))
 
+    def check(self) -> None:
+        """Raises Corrupt if more is remembered than may be, or a control waits whose receipts are forgotten."""
+        forgotten = sorted(set(self._pending) - set(self._receipts))
+        if forgotten or len(self._pending) > MAX_WAITING or len(self._receipts) > REMEMBERED + MAX_WAITING:
+            raise Corrupt(
+                f"{len(self._pending)} controls wait and {len(self._receipts)} are remembered, not {forgotten}"
+            )
+
     def _targets(self, control: Control, stage: str) -> tuple[str, ...]:
         if control.kind == PAUSE:
             if not isinstance(control.value, bool):

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from riverrun.graphs.edge import EdgeQueue
+from riverrun.graphs.observer import Observer
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.stage import Epoch, StageGone, StageHandle, StepReply, StepRequest
 from riverrun.graphs.waiting import Clock, Signal, within
@@ -57,8 +58,12 @@ class Session(Protocol):
 
     clock: Clock
     signal: Signal
-    sources_held: bool  # paused: nothing new enters the graph
+    observer: Observer
     sources_ended: bool  # no more is wanted: sources and client inputs end
+
+    @property
+    def sources_held(self) -> bool:
+        """Paused or parked: nothing new enters the graph."""
 
     @property
     def session_id(self) -> str: ...
@@ -96,6 +101,7 @@ class StageDriver:
     finished: bool = False
     controls: deque[Control] = field(default_factory=deque)
     compute_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    wait_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     took_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     chunks: dict[str, int] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
@@ -155,9 +161,9 @@ class StageDriver:
         self.next_seq += 1
         self.held_bytes, self._ready = reply.held_bytes, reply.ready
         self.compute_ms.append(reply.compute_ms)
+        self.wait_ms.append(reply.wait_ms)
         if controls:
-            next_chunk = self.chunks.get(self.description.outputs[0].name, 0)
-            await self.session.carried(self.name, controls, reply, next_chunk)
+            await self.session.carried(self.name, controls, reply, self.next_on_first_port[0])
         if edge:
             self.session.consumed(edge, edge.pop())
         self._hand_on(request, reply)
@@ -168,7 +174,8 @@ class StageDriver:
         self.session.signal.notify()
 
     async def _ask(self, request: StepRequest) -> StepReply:
-        clock = self.session.clock
+        clock, observer = self.session.clock, self.session.observer
+        request = observer.asks(self.name, request)
         begun, limit = clock.now(), self.deadlines.of(self.took_s)
         try:
             reply = await within(clock, limit, self.handle.step(request))
@@ -177,7 +184,7 @@ class StageDriver:
         self.took_s.append(clock.now() - begun)
         if reply.seq != request.seq:
             raise Corrupt(f"answered step {reply.seq} when asked for {request.seq}")
-        return reply
+        return observer.answered(self.name, request, reply, self.took_s[-1])
 
     def _hand_on(self, request: StepRequest, reply: StepReply) -> None:
         most = max(Counter(chunk.port for chunk in reply.chunks).values(), default=0)
@@ -219,3 +226,16 @@ class StageDriver:
     def acked(self) -> int:
         """Replies up to this one are needed by nobody any more."""
         return min(self._kept) - 1 if self._kept else self.next_seq - 1
+
+    def check(self) -> None:
+        """Raises Corrupt unless the replies asked to be kept are those whose chunks lie on an edge or in a ring."""
+        behind = [*self.outputs.values(), *self.rings.values()]
+        lying, kept = sum(len(each) for places in behind for each in places), sum(self._kept.values())
+        if lying != kept or not all(0 <= seq < self.next_seq for seq in self._kept):
+            raise Corrupt(f"stage {self.name!r}: {kept} chunks of its replies are kept, {lying} lie behind it")
+    @property
+    def next_on_first_port(self) -> tuple[int, int]:
+        """Number of the next chunk on the first output port, and of its first frame."""
+        port = self.description.outputs[0].name
+        return self.chunks.get(port, 0), self.frames.get(port, 0)
+

@@ -8,17 +8,18 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.controls import ControlDesk
 from riverrun.graphs.driver import StageDriver
 from riverrun.graphs.edge import EdgeQueue
-from riverrun.graphs.graph import Graph
-from riverrun.graphs.items import Event, EventType, InputAck
+from riverrun.graphs.entry import check_input
+from riverrun.graphs.graph import Endpoint, Graph
+from riverrun.graphs.items import Event, EventType, InputAck, InputRefusal
 from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.observer import Observer
 from riverrun.graphs.opening import answer
+from riverrun.graphs.pacing import lead_s, parked_s
 from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.stage import (
     EncoderHandle,
@@ -32,7 +33,7 @@ from riverrun.graphs.stage import (
 )
 from riverrun.graphs.waiting import Clock, Signal
 from riverrun.graphs.wiring import wire
-from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Control, Corrupt, Description, Unavailable
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Control, Corrupt, Description, Port, Unavailable
 from riverrun.store.records import PortMark
 
 _WHAT: Mapping[type, str] = {
@@ -45,6 +46,9 @@ _WHAT: Mapping[type, str] = {
 
 
 class Flow:
+LEAST_SLEEP_S = 0.001
+
+
     """What the stage drivers call is here (see `driver.Session`), and what moves between them.
 
     on_end: the sources were told to stop, with the reason. on_fault: a fetch failed.
@@ -60,21 +64,25 @@ class Flow:
         clock: Clock,
         signal: Signal,
         config: RunnerConfig,
+        observer: Observer,
         on_end: Callable[[str], None],
         on_fault: Callable[[BaseException], None],
     ):
         self.clock = clock
         self.signal = signal
+        self.observer = observer
         self.session_id = keeper.record.id
         self.epoch = Epoch(keeper.record.epoch, keeper.record.nonce)
-        self.sources_held = False
+        self.is_paused = False
         self.sources_ended = False
         self._graph = graph
         self._stages = stages
         self._fetch_s = config.deadlines.floor_s
+        self._lead_s = keeper.record.lead_s
         self._max_frames = keeper.record.max_frames
         self._end_pts = self._foreseen_end(descriptions)
         self._on_end = on_end
+        self._input_ports = {name: _port(descriptions, at) for name, at in graph.inputs.items()}
         self._on_fault = on_fault
         self._fetches: set[asyncio.Task[None]] = set()
         sizes = {name: frame_bytes(descriptions[at.stage], at.port) for name, at in graph.outputs.items()}
@@ -106,6 +114,7 @@ class Flow:
             raise BadRequest(f"a chunk for input {port!r} needs at least one frame, got {chunk.frames}")
         edge = self.edges[self._graph.inputs[port]]
         await self.signal.until(lambda: edge.ended or gone() or edge.has_room(1))
+        check_input(port, self._input_ports[port], chunk.data)
         if edge.ended:
             raise BadRequest(f"input {port!r} has ended, it takes no more")
         if not gone():
@@ -121,6 +130,27 @@ class Flow:
         self.signal.notify()
 
     async def stop_fetching(self) -> None:
+    async def unpark(self) -> None:
+        """Wakes the sources when the player has come close enough. Runs until cancelled."""
+        while True:
+            await self.clock.sleep(await self.signal.until(self._parked_until_known))
+            self.signal.notify()
+
+    @property
+    def sources_held(self) -> bool:
+        """Whether nothing new enters the graph."""
+        return self.is_paused or self.is_parked
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the session is further ahead of its controller than it may be."""
+        return self._parked_s() > 0
+
+    @property
+    def lead_s(self) -> float:
+        """Seconds of media made and not played."""
+        return lead_s(self.audience.made, self.audience.playhead.now())
+
         for fetch in (fetches := list(self._fetches)):
             fetch.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
@@ -135,11 +165,18 @@ class Flow:
         }
 
     def check(self) -> None:
-        """Raises Corrupt if the books of edges and rings do not add up."""
+        """Raises Corrupt if the books of edges, drivers, rings, readers and controls do not add up."""
         for edge in self.edges.values():
             edge.check()
-        for ring in self.audience.rings.values():
-            ring.check()
+        for driver in self.drivers.values():
+            driver.check()
+        self.audience.check()
+        self.desk.check()
+
+    def check_stopped(self) -> None:
+        """Raises Corrupt if a chunk is still being fetched."""
+        if self._fetches:
+            raise Corrupt(f"session {self.session_id}: {len(self._fetches)} chunks are fetched after its end")
 
     # ---- what the stage drivers call ----
 
@@ -175,6 +212,9 @@ class Flow:
         if not self._max_frames or self._graph.inputs:
             return None
         first = next(iter(self._graph.outputs.values()))
+    def _input(self, edge: EdgeQueue) -> str:
+        return next(name for name, at in self._graph.inputs.items() if at == edge.target)
+
         return round(self._max_frames * TICKS_PER_SECOND / descriptions[first.stage].fps)
 
     async def _drive(self, driver: StageDriver) -> None:
@@ -191,12 +231,21 @@ class Flow:
         if pause != self.sources_held:
             self.sources_held = pause
             self.audience.tell_all(Event(EventType.PAUSED if pause else EventType.RESUMED))
-        return self.audience.first.next_chunk, self.audience.first.next_frame
+        return max(driver.next_on_first_port for driver in entries)
+
+    def _parked_s(self) -> float:
+        return parked_s(self.audience.made, self.audience.playhead.now(), self._lead_s)
+
+    def _parked_until_known(self) -> float | None:
+        """Seconds to sleep while parked; None while not, or until something else happens first."""
+        seconds = self._parked_s()
+        return max(seconds, LEAST_SLEEP_S) if 0 < seconds < math.inf else None
 
     def _ring(self, name: str, stage: str, keep: int, size: int) -> OutputRing:
-        async def fetch(chunk: Chunk) -> np.ndarray:
-            work = self._stages[stage].fetch(chunk.data)
-            return await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
+        async def fetch(chunk: Chunk) -> Chunk:
+            begun, work = self.clock.now(), self._stages[stage].fetch(chunk.data)
+            array = await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
+            return self.observer.fetched(stage, replace(chunk, data=array), self.clock.now() - begun)
 
         return OutputRing(name, keep, fetch, self._start_fetch, self.signal, size)
 
@@ -209,3 +258,7 @@ class Flow:
         self._fetches.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._on_fault(error)
+
+
+def _port(descriptions: Mapping[str, Description], at: Endpoint) -> Port:
+    return next(port for port in descriptions[at.stage].inputs if port.name == at.port)

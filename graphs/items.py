@@ -13,7 +13,7 @@ class Frame:
     """One frame. number: on its port, from 0. chunk, index: the chunk it came in, and its place there.
 
     pts: media time, 1/90000 s. revision: the newest control in force for it. array: one frame of the port's `Kind`
-    (FRAMES: uint8 [H, W, 3]); a read-only view into its chunk, so copy what is to be kept.
+    (FRAMES: uint8 [H, W, 3]); a read-only view into its chunk, so copy what is to be kept. trace: see `Chunk`.
     """
 
     port: str
@@ -24,6 +24,7 @@ class Frame:
     epoch: int
     revision: int
     array: np.ndarray
+    trace: str = ""
 
 
 class ReceiptStage(StrEnum):

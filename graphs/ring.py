@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from riverrun.graphs.items import Frame
+from riverrun.graphs.stage import StageGone
 from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Chunk, Corrupt, Description, Kind
 
-Fetch = Callable[[Chunk], Coroutine[Any, Any, np.ndarray]]
+Fetch = Callable[[Chunk], Coroutine[Any, Any, Chunk]]  # the same with its array as `data`
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
@@ -34,7 +35,8 @@ def frame_bytes(about: Description, port: str) -> int:
 class Slot:
     """A chunk in the ring. first: number of its first frame. release: says that nobody here needs it any more.
 
-    array: [T, ...] once fetched; the reference is dropped then.
+    array: [T, ...] once fetched; the reference is dropped then. lost: the reference leads nowhere, its chunk must come
+    again.
     """
 
     chunk: Chunk
@@ -42,6 +44,7 @@ class Slot:
     release: Callable[[], None]
     array: np.ndarray | None = None
     loading: bool = False
+    lost: bool = False
 
     @property
     def end(self) -> int:
@@ -53,15 +56,27 @@ class Slot:
     def frame(self, port: str, number: int) -> Frame:
         assert self.array is not None
         c, index = self.chunk, number - self.first
-        return Frame(port, number, c.seq, index, self.pts_of(number), c.epoch, c.revision, self.array[index, ...])
+        at = self.pts_of(number)
+        return Frame(port, number, c.seq, index, at, c.epoch, c.revision, self.array[index, ...], c.trace)
 
 
 class OutputRing:
     """lossless: a controller reads this port (or none has come yet), so it paces the stages. cursor: the number of the
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
-    consumers are attached. frame_bytes: of one frame, 0 if not known."""
+    consumers are attached. on_lost: a chunk can't be fetched, as who made it is gone; it waits until it comes again.
+    resumed: others have run the session before, so its frames may be further on than this ring knows. made: media time (ticks) that the chunks so far reach to. frame_bytes: of one frame, 0 if
+    not known."""
 
-    def __init__(self, name: str, keep: int, fetch: Fetch, spawn: Spawn, signal: Signal, frame_bytes: int = 0):
+    def __init__(
+        self,
+        name: str,
+        keep: int,
+        fetch: Fetch,
+        spawn: Spawn,
+        signal: Signal,
+        on_lost: Callable[[StageGone], None],
+        frame_bytes: int = 0,
+    ):
         self.name = name
         self.frame_bytes = frame_bytes
         self.lossless = True
@@ -71,11 +86,13 @@ class OutputRing:
         self.acked = 0
         self.next_frame = 0
         self.next_chunk = 0
+        self.made = 0
         self._keep_always = self._keep = keep
         self._slots: deque[Slot] = deque()
         self._fetch = fetch
         self._spawn = spawn
         self._signal = signal
+        self._on_lost = on_lost
         self._closed = False
         self.resumed = False
 
@@ -90,6 +107,10 @@ class OutputRing:
         """The first chunk that somebody may still want."""
         return self._slots[0].chunk.seq if self._slots else self.next_chunk
 
+    def __len__(self) -> int:
+        """Chunks that are kept here."""
+        return len(self._slots)
+
     def has_room(self) -> bool:
         """Whether another step may be started: less than one chunk lies here that was not sent yet."""
         return not self.lossless or not self._slots or self.cursor > self._slots[-1].first
@@ -99,7 +120,7 @@ class OutputRing:
         for slot in self._slots:
             if slot.chunk.seq == chunk.seq and slot.array is None:
                 slot.chunk = replace(chunk, frames=slot.chunk.frames)
-                slot.loading = False
+                slot.loading = slot.lost = False
                 if self.readers:
                     self.load(slot)
 
@@ -108,6 +129,7 @@ class OutputRing:
         slot = Slot(chunk, self.next_frame, release)
         self.next_frame = slot.end
         self.next_chunk += 1
+        self.made = chunk.pts + chunk.frames * chunk.frame_ticks
         if not chunk.frames:
             release()
             return
@@ -125,20 +147,27 @@ class OutputRing:
 
     def load(self, slot: Slot) -> None:
         """Starts fetching a chunk's array, once."""
-        if not slot.loading and not self._closed:
+        if not (slot.loading or slot.lost or self._closed):
             slot.loading = True
             self._spawn(self._load(slot))
 
     async def _load(self, slot: Slot) -> None:
         wanted = slot.chunk
-        array = await self._fetch(wanted)
+        try:
+            chunk = await self._fetch(wanted)
+        except StageGone as error:
+            if slot.chunk is wanted:
+                slot.lost = True
+                self._on_lost(error)
+            return
         if slot.chunk is not wanted:
             return  # it came again meanwhile, and that one is being fetched
+        array: np.ndarray = chunk.data
         if len(array) < slot.chunk.frames:
             raise Corrupt(f"chunk {slot.chunk.seq} of {self.name!r} says {slot.chunk.frames} frames, has {len(array)}")
         slot.array = array.view()
         slot.array.flags.writeable = False
-        slot.chunk = replace(slot.chunk, data=None)
+        slot.chunk = replace(chunk, data=None)
         self._signal.notify()
 
     # ---- the controller's side ----
@@ -201,6 +230,11 @@ class OutputRing:
         self._trim()
 
     @property
+    def held_frames(self) -> int:
+        """Frames whose chunks are kept here, fetched or by reference."""
+        return sum(slot.chunk.frames for slot in self._slots)
+
+    @property
     def drained(self) -> bool:
         return not self.lossless or self.cursor >= self.next_frame
 
@@ -214,5 +248,5 @@ class OutputRing:
         if self._slots and [s.end for s in self._slots] != ends:
             raise Corrupt(f"ring {self.name!r}: chunks do not join")
         first = self._slots[0].first if self._slots else self.next_frame
-        if self.lossless and not first <= self.cursor <= self.next_frame:
+        if self.lossless and not self.resumed and not first <= self.cursor <= self.next_frame:
             raise Corrupt(f"ring {self.name!r}: cursor {self.cursor} outside of {first}..{self.next_frame}")

@@ -20,11 +20,12 @@ from riverrun.graphs.flow import Flow
 from riverrun.graphs.graph import Graph, validate
 from riverrun.graphs.items import Event, EventType
 from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages
 from riverrun.graphs.stage import EncoderHandle, Epoch, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.waiting import Clock, Signal, within
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable, one_line
 from riverrun.store.records import Conflict, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Runner:
 
     graph: checked again against what the stages say on opening. stages, encoders: handles by stage name (encoders: only
     of stages whose model names one). record: as the store has it, state OPENING; the runner goes on writing it.
+    observer: told of every step.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Runner:
         store: Store,
         clock: Clock,
         config: RunnerConfig = DEFAULTS,
+        observer: Observer = SILENT,
     ):
         self._clock = clock
         self._signal = Signal()
@@ -57,6 +60,7 @@ class Runner:
         self._stages = {name: stages[name] for name in graph.order()}
         self._encoders = encoders
         self._config = config
+        self._observer = observer
         self._keeper = RecordKeeper(record, store, clock, config.log_entries, config.store_s)
         self._epoch = Epoch(record.epoch, record.nonce)
         self._state = record.state
@@ -72,6 +76,16 @@ class Runner:
     @property
     def state(self) -> SessionState:
         return self._state
+
+    @property
+    def observer(self) -> Observer:
+        """Who is told of every step; what brings frames to clients tells it too."""
+        return self._observer
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What the session failed of."""
+        return self._fault
 
     @property
     def record(self) -> SessionRecord:
@@ -111,7 +125,8 @@ class Runner:
     async def push(self, port: str, chunk: Chunk) -> None:
         """Takes the next chunk of a graph input (numbered here); returns when there was room for it.
 
-        Raises BadRequest (unknown input, or after `finish`), SessionEnded.
+        Raises BadRequest (unknown input, data its port does not take, or after `finish`), SessionEnded. A chunk that
+        the model refuses later is left out, and the controller told (InputRefusal).
         """
         await self._live().push(port, chunk, gone=lambda: self._state.ended)
         self._live()
@@ -150,7 +165,9 @@ class Runner:
             state=self._state,
             reason=self._reason,
             created=self.record.created,
-            paused=bool(flow and flow.sources_held),
+            paused=bool(flow and flow.is_paused),
+            parked=bool(flow and flow.is_parked),
+            lead_s=flow.lead_s if flow else 0.0,
             frames_delivered=flow.audience.delivered if flow else 0,
             stages=tuple(
                 stage_status(s.name, s.model, self._place(s.name), drivers.get(s.name)) for s in self._graph.stages
@@ -159,9 +176,13 @@ class Runner:
         )
 
     def check(self) -> None:
-        """Raises Corrupt if the books of edges and rings do not add up."""
+        """Raises Corrupt if the books of the session do not add up, or it has ended and still does something."""
         if self._flow:
             self._flow.check()
+        if self._flow and self._main and self._main.done():
+            self._flow.check_stopped()
+        if self._main and self._main.done() and not self._state.ended:
+            raise Corrupt(f"session {self.record.id} is {self._state.value}, and nothing drives it")
 
     # ---- the life of the session ----
 
@@ -182,7 +203,13 @@ class Runner:
         self._flow = flow
         self._to(SessionState.RUNNING)
         async with asyncio.TaskGroup() as tasks:
-            behind = [flow.desk.receive(), flow.desk.encode(), self._commit_often(), self._watch_idle(flow)]
+            behind = [
+                flow.desk.receive(),
+                flow.desk.encode(),
+                self._commit_often(),
+                self._watch_idle(flow),
+                flow.unpark(),
+            ]
             background = [tasks.create_task(each) for each in behind]
             await flow.run()
             if self._state is SessionState.RUNNING:
@@ -207,6 +234,7 @@ class Runner:
             self._clock,
             self._signal,
             self._config,
+            self._observer,
             on_end=self._draining,
             on_fault=lambda error: self._end(*self._blame(error)),
         )
@@ -247,9 +275,9 @@ class Runner:
             error = error.exceptions[0]
         self._fault = error
         if isinstance(error, BadRequest | Unavailable | Corrupt):
-            return SessionState.FAILED, str(error)
+            return SessionState.FAILED, one_line(str(error))
         log.error("session %s: internal error", self.record.id, exc_info=error)
-        return SessionState.FAILED, f"internal error: {type(error).__name__}: {error}"
+        return SessionState.FAILED, one_line(f"internal error: {type(error).__name__}: {error}")
 
     async def _free(self, state: SessionState, reason: str) -> None:
         """Tells everybody that and why it ended, then closes all stages (opened or not) and writes the record.
@@ -257,6 +285,7 @@ class Runner:
         A session that another runner has taken over is left as it is: its stages and record are that one's.
         """
         self._to(state, reason)
+        self._observer.ended(state.value)
         if self._flow:
             self._flow.audience.end(Event(EventType.ENDED, reason, failed=state is SessionState.FAILED))
             await self._flow.stop_fetching()

@@ -91,6 +91,7 @@ class StepRequest:
 
     acked: step replies up to this number need not be kept any more. finish: the input has ended, flush.
     save: take a checkpoint when it is made. forced: what this step decided when it was made before (`decisions`).
+    trace: the W3C traceparent under which the stage notes its spans, if it is traced.
     """
 
     session: str
@@ -102,6 +103,7 @@ class StepRequest:
     finish: bool = False
     save: SaveOrder | None = None
     forced: Any = None
+    trace: str = ""
 
 
 @dataclass(frozen=True)

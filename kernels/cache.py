@@ -8,15 +8,17 @@ frame where attention runs over time (Ca2-VDM). How each of the nine methods map
 
 Life of a call: `begin` (the policy plans, rows move, nothing else) → for each layer `write`, perhaps `keep`, then
 `keys` and `values` → `commit`. Between begin and commit the cursor stands still. `rollback` undoes a call that only
-appended; after one that moved or overwrote committed rows every later call raises `CachePoisoned`.
+appended; after one that moved or overwrote committed rows every later call raises `CachePoisoned`, unless a `mark` was
+held: `rewind` undoes anything (kernels/undo.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.policies import Plan, PlannedPolicy, PooledPolicy
+from riverrun.kernels.undo import Undo
 
 KeyForm = Literal["raw", "normed", "rotated"]
 
@@ -73,6 +76,7 @@ class KVCache:
         self.lengths = [0] * spec.layers
         self.cursor = 0
         self._plans: list[Plan] = []  # of the call under way, one a layer
+        self._undo: Callable[[], Undo | None] = lambda: None
 
     # -- one call --------------------------------------------------------------------------------------------
 
@@ -167,8 +171,29 @@ class KVCache:
 
     def clear(self) -> None:
         """Zeroes keys and values; cursor and lengths stay (longlive.md §7.1)."""
+        for layer, table in enumerate(self.table):
+            self._note(layer, 0, len(table) * self.spec.page)
         self.k.zero_()
         self.v.zero_()
+
+    def mark(self) -> Undo:
+        """Where the cache stands now, for `rewind`: as long as the mark is held, what calls overwrite is kept in it.
+
+        Costs nothing but that: a call that appends keeps nothing, one that evicts what it evicts, and only one that
+        overwrites everything keeps a copy of it all. A newer mark takes over from an older one.
+        """
+        seen = getattr(self.policy, "sink", 0)  # attended to as zeros before they are filled
+        floors = [max(length, seen) for length in self.lengths]
+        pages = [list(own) for own in self.table], list(self._free)
+        undo = Undo(self.cursor, list(self.lengths), floors, pages)
+        self._undo = weakref.ref(undo)
+        return undo
+
+    def rewind(self, mark: Undo) -> None:
+        """Back to where `mark` was taken, bit for bit, from the middle of a call too. The mark stays in force."""
+        mark.put_back(self.k, self.v)
+        self.cursor, self.lengths, self._plans = mark.cursor, list(mark.lengths), []
+        self.table, self._free = [list(own) for own in mark.pages[0]], list(mark.pages[1])
 
     def slots(self, part: Literal["k", "v"], layer: int) -> Tensor:
         """All slots of a layer, filled or not, [rows, slots, heads, head_dim]; for tests and inspection."""
@@ -206,6 +231,7 @@ class KVCache:
         for part, mine in own.items():
             if meta[part] != mine:
                 raise ValueError(f"cache {self.spec.name!r}: snapshot is of {meta[part]}, this one is {mine}")
+        self._undo = lambda: None
         self.clear()
         self.cursor, self.lengths, self._plans = meta["cursor"], list(meta["lengths"]), []
         self.table, self._free = _page_table(self.spec, self.policy)
@@ -229,6 +255,8 @@ class KVCache:
         if not isinstance(self.policy, PooledPolicy):
             return
         pages, wanted = self.table[layer], -(-slots // self.spec.page)
+        if len(pages) > wanted:
+            self._note(layer, slots, len(pages) * self.spec.page)  # another layer may write into them
         while len(pages) > wanted:
             self._free.append(pages.pop())
         while len(pages) < wanted:
@@ -245,16 +273,24 @@ class KVCache:
 
     def _slots(self, pool: Tensor, layer: int, start: int, stop: int) -> Tensor:
         """Slots [start, stop) of a layer, [rows, stop - start, heads, head_dim]: a view if its pages are one run."""
-        base = self._run(layer)
-        if base is None:
-            return pool[:, self._physical(layer, start, stop)]
-        return pool[:, base + start : base + stop]
+        return pool[:, self._where(layer, start, stop)]
 
     def _put(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
-        base, stop = self._run(layer), start + k.shape[1]
-        where = self._physical(layer, start, stop) if base is None else slice(base + start, base + stop)
+        self._note(layer, start, start + k.shape[1])
+        where = self._where(layer, start, start + k.shape[1])
         self.k[:, where] = k
         self.v[:, where] = v
+
+    def _note(self, layer: int, start: int, stop: int) -> None:
+        """Slots [start, stop) of a layer are about to be overwritten."""
+        undo = self._undo()
+        if undo is not None and (stop := undo.overwrites(layer, start, stop)) > start:
+            undo.keep(self.k, self.v, self._where(layer, start, stop))
+
+    def _where(self, layer: int, start: int, stop: int) -> slice | Tensor:
+        """Slots [start, stop) of a layer in the pool."""
+        base = self._run(layer)
+        return self._physical(layer, start, stop) if base is None else slice(base + start, base + stop)
 
     def _run(self, layer: int) -> int | None:
         """First physical slot of a layer whose pages follow one another; None if they don't."""
@@ -270,8 +306,13 @@ class KVCache:
     def _evict(self, layer: int, keep: int, evict: int) -> None:
         """Drops slots [keep, keep + evict); later ones move down."""
         stop = self.lengths[layer]
-        k, v = (self._slots(pool, layer, keep + evict, stop).clone() for pool in (self.k, self.v))
-        self._put(layer, keep, k, v)
+        self._note(layer, stop, len(self.table[layer]) * self.spec.page)  # rows that were taken back do not move
+        source, target = self._where(layer, keep + evict, stop), self._where(layer, keep, stop - evict)
+        undo = self._undo()
+        if undo is not None and undo.evicts(layer, keep, evict):
+            undo.keep(self.k, self.v, self._where(layer, keep, keep + evict), moved=(source, target))
+        for pool in (self.k, self.v):
+            pool[:, target] = pool[:, source].clone()
 
 
 def _page_table(spec: CacheSpec, policy: PlannedPolicy) -> tuple[list[list[int]], list[int]]:

@@ -61,6 +61,14 @@ class Histories:
         copy._slots = dict(self._slots)
         return copy
 
+    def mark(self) -> Histories:
+        """Where they stand, for `rewind`. Costs nothing, see the class."""
+        return self.clone()
+
+    def rewind(self, mark: Histories) -> None:
+        """Back to where `mark` was taken."""
+        self._slots = dict(mark._slots)
+
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(meta, tensors): meta is a small JSON-able dict, tensors are the kept ones by path."""
         tensors = {path: kept for path, kept in self._slots.items() if kept is not None}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from riverrun.kernels.cache import CachePoisoned, CacheSpec, KVCache
 from riverrun.kernels.policies import Full, Plan
+from riverrun.kernels.undo import Undo
 
 
 def best_rows(scores: Tensor, budget: int, protected: int = 0) -> Tensor:
@@ -114,6 +115,17 @@ class ScoredCache(KVCache):
         if not 0 <= positions <= self.cursor - max(self.lengths):
             raise ValueError(f"can forget 0..{self.cursor - max(self.lengths)} positions, got {positions}")
         self.cursor -= positions
+
+    def mark(self) -> Undo:
+        """As any cache; the scores are copied, a value beside the many of its row."""
+        undo = super().mark()
+        undo.beside = self.scores.clone()
+        return undo
+
+    def rewind(self, mark: Undo) -> None:
+        super().rewind(mark)
+        if mark.beside is not None:
+            self.scores.copy_(mark.beside)
 
     @property
     def is_poisoned(self) -> bool:

@@ -33,6 +33,15 @@ class Corrupt(RuntimeError):
     """Stored or computed state can't be trusted; the session that owns it ends."""
 
 
+MAX_LINE = 400
+
+
+def one_line(text: str) -> str:
+    """An error as users read it: one line; of one that quotes something long, the middle is left out."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 150]} … {line[-147:]}"
+
+
 class Kind(StrEnum):
     """What a port carries. The shape is that of `Chunk.data` for T frames."""
 
@@ -62,6 +71,7 @@ class Chunk:
     pts: media time of the first frame, ticks of 1/90000 s. frame_ticks: ticks from one frame to the next.
     first_frame: number of the first frame on this port since the stream began. frames: T.
     epoch: the session's epoch when it was made. revision: the newest control in force for it (0: none).
+    trace: a W3C traceparent, where this chunk is traced; the runner's, models leave it alone.
     """
 
     port: str
@@ -73,6 +83,7 @@ class Chunk:
     seq: int = -1
     epoch: int = 0
     revision: int = 0
+    trace: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""What the States of several models do alike: frames that wait, steps that fail half-way, snapshots that don't fit.
+"""What the States of several models do alike: frames that wait, steps that fail half-way and are taken back, snapshots
+that don't fit.
 
 Plain data, as `base`: numpy and the standard library only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -96,3 +99,86 @@ def reading(snapshot: Snapshot, version: int) -> Iterator[Mapping[str, Any]]:
         raise Corrupt(f"the snapshot lacks {error.args[0]!r}") from error
     except ValueError as error:
         raise Corrupt(f"the snapshot does not fit: {error}") from error
+
+
+Back = Callable[[], Any]
+"""Brings a value back as it was, and returns it."""
+
+
+class Rewindable:
+    """A State, any dataclass, that can go back to before a step. So it may share steps: see `StreamModel.batch_key`.
+
+    Costs what its caches overwrite in the step. Members that have `mark` and `rewind` themselves (KVCache, Histories)
+    go back by them; dataclasses, lists, deques and dicts are looked into; all else, tensors and arrays too, must be
+    replaced and never written into. A mark holds what it needs, so it is let go of after the step.
+    """
+
+    def mark(self) -> Back:
+        """Where it stands now: everything a push, a control or a step may change."""
+        return _fields_back(self)
+
+    def rewind(self, mark: Back) -> None:
+        """Takes back everything since `mark`, a step that failed half-way included."""
+        mark()
+
+
+def _back(value: Any) -> Back:
+    """What brings `value` back as it is now."""
+    if hasattr(value, "mark") and hasattr(value, "rewind"):
+        return _marked_back(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not _is_frozen(value):
+        return _fields_back(value)
+    if isinstance(value, list | deque):
+        return _items_back(value)
+    if isinstance(value, dict):
+        return _entries_back(value)
+    return lambda: value
+
+
+def _is_frozen(value: Any) -> bool:
+    return bool(type(value).__dataclass_params__.frozen)
+
+
+def _marked_back(value: Any) -> Back:
+    mark = value.mark()
+
+    def back() -> Any:
+        value.rewind(mark)
+        return value
+
+    return back
+
+
+def _fields_back(value: Any) -> Back:
+    fields = {name: _back(kept) for name, kept in vars(value).items()}
+
+    def back() -> Any:
+        for name, kept in fields.items():
+            setattr(value, name, kept())
+        return value
+
+    return back
+
+
+def _items_back(value: list | deque) -> Back:
+    plain = all(isinstance(kept, int | tuple) for kept in value)  # perhaps thousands of token ids
+    items = list(value) if plain else [_back(kept) for kept in value]
+
+    def back() -> Any:
+        kept = list(items) if plain else [item() for item in items]
+        value.clear()
+        value.extend(kept)
+        return value
+
+    return back
+
+
+def _entries_back(value: dict) -> Back:
+    entries = {key: _back(kept) for key, kept in value.items()}
+
+    def back() -> Any:
+        value.clear()
+        value.update({key: kept() for key, kept in entries.items()})
+        return value
+
+    return back

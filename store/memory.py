@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from riverrun.models.base import BadRequest
+from riverrun.models.base import BadRequest, Corrupt
 from riverrun.store.records import ENDED_TTL_S, Conflict, ControlEntry, Page, SessionRecord, make_token, parse_token
 
 
@@ -35,11 +35,13 @@ class MemoryStore:
         text = self._records.get(session)
         return SessionRecord.from_json(text) if text else None
 
-    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+    async def page(
+        self, size: int = 50, token: str = "", include_ended: bool = False, tenant: str | None = None
+    ) -> Page:
         self._expire()
         after = parse_token(token)
         rows = sorted((r for r in self._all() if include_ended or not r.state.ended), key=_order, reverse=True)
-        rows = [r for r in rows if after is None or _order(r) < after]
+        rows = [r for r in rows if (after is None or _order(r) < after) and tenant in (None, r.tenant)]
         page = tuple(rows[:size])
         return Page(page, make_token(page[-1]) if len(rows) > size else "")
 
@@ -80,6 +82,13 @@ class MemoryStore:
         now = self._now()
         self._gateways = {name: (address, end) for name, (address, end) in self._gateways.items() if end > now}
         return {name: address for name, (address, _) in self._gateways.items()}
+
+    async def check(self) -> None:
+        """Raises Corrupt for what belongs to no record, and for an ended record that would stay for ever."""
+        orphans = (set(self._logs) | set(self._expiry)) - set(self._records)
+        lasting = {record.id for record in self._all() if record.state.ended} - set(self._expiry)
+        if orphans or lasting:
+            raise Corrupt(f"logs without record: {sorted(orphans)}, ended without expiry: {sorted(lasting)}")
 
     async def _held(self, record: SessionRecord) -> SessionRecord:
         stored = await self.get(record.id)

@@ -112,7 +112,8 @@ class SessionRecord:
     params: per stage, after `route_params`. version: rises by one with each write (0: never written).
     epoch, nonce: the fencing token of the runner in charge. placement, steps: per stage; steps is the next step number.
     consumed: chunks taken, per "stage.port". ports: per graph output. folded: controls in force that the bounded log
-    no longer holds. manifests: checkpoints (none yet). token_digest: sha256 of the resume token, hex.
+    no longer holds. lead_s: media it may be ahead of its controller (0: no limit). manifests: checkpoints (none yet).
+    token_digest: sha256 of the resume token, hex.
     """
 
     id: str
@@ -123,6 +124,7 @@ class SessionRecord:
     seed: int = 0
     max_frames: int = 0
     idle_timeout_s: float = 0.0
+    lead_s: float = 0.0
     state: SessionState = SessionState.OPENING
     reason: str = ""
     epoch: int = 1
@@ -220,8 +222,10 @@ class Store(Protocol):
     async def get(self, session: str) -> SessionRecord | None:
         """The record; None if there is none (or it has expired). Raises Corrupt."""
 
-    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
-        """A page, newest first. Raises BadRequest for a token that is none."""
+    async def page(
+        self, size: int = 50, token: str = "", include_ended: bool = False, tenant: str | None = None
+    ) -> Page:
+        """A page, newest first, of one tenant's or (None) all. Raises BadRequest for a token that is none."""
 
     async def update(self, record: SessionRecord) -> SessionRecord:
         """Replaces the record if the stored one has the same version, epoch and nonce; returns it with version + 1.

@@ -21,7 +21,7 @@ from typing import Any
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from riverrun.models.base import BadRequest, Unavailable
 from riverrun.store.records import (
@@ -160,7 +160,9 @@ class SessionStore:
             text = await self._redis.hget(record_key(session), "json")
         return SessionRecord.from_json(text) if text else None
 
-    async def page(self, size: int = 50, token: str = "", include_ended: bool = False) -> Page:
+    async def page(
+        self, size: int = 50, token: str = "", include_ended: bool = False, tenant: str | None = None
+    ) -> Page:
         after = parse_token(token)
         found: list[SessionRecord] = []
         skip = 0
@@ -172,7 +174,7 @@ class SessionStore:
                 records = await self._read(ids)
             if not rows:
                 break
-            found += [r for r in records if include_ended or not r.state.ended]
+            found += [r for r in records if (include_ended or not r.state.ended) and tenant in (None, r.tenant)]
             skip += len(rows) - (len(ids) - len(records))
         page = tuple(found[:size])
         return Page(page, make_token(page[-1]) if len(found) > size else "")

@@ -10,7 +10,7 @@ from torch import Tensor
 from riverrun.models.base import BadRequest, Control, Snapshot
 from riverrun.models.generation.ca2vdm_sampler import ClipStream
 from riverrun.models.snapshot import pack_control, to_arrays
-from riverrun.models.state import refuse_snapshot
+from riverrun.models.state import Rewindable, refuse_snapshot
 
 SNAPSHOT_VERSION = 1
 
@@ -35,7 +35,7 @@ class ClipParams:
 
 
 @dataclass
-class ClipState:
+class ClipState(Rewindable):
     """One session; see `snapshot` for what is kept.
 
     given: its first frames [T, C, h, w], pushed and not yet written into the caches. pending: the prompt that takes

@@ -14,7 +14,7 @@ from torch import Tensor
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
 from riverrun.models.generation.easycontrol_conditions import TOKEN, ConditionEntry
 from riverrun.models.snapshot import pack_control, to_arrays
-from riverrun.models.state import Waiting
+from riverrun.models.state import Rewindable, Waiting
 
 SNAPSHOT_VERSION = 1
 
@@ -86,7 +86,7 @@ class Held(NamedTuple):
 
 
 @dataclass
-class EasyControlState:
+class EasyControlState(Rewindable):
     """One session; see `snapshot` for what is kept.
 
     subjects: pictures that hold for the whole stream, uint8 [h, w, 3], by port. waiting: frames of the spatial ports,

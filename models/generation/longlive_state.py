@@ -11,7 +11,7 @@ from riverrun.kernels.histories import Histories
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
 from riverrun.models.generation.rollout import LatentStream
 from riverrun.models.snapshot import pack_control, to_arrays
-from riverrun.models.state import refuse_snapshot
+from riverrun.models.state import Rewindable, refuse_snapshot
 from riverrun.models.wan.stream import RopeForm
 
 SNAPSHOT_VERSION = 1
@@ -35,7 +35,7 @@ class LongLiveParams:
 
 
 @dataclass
-class LongLiveState:
+class LongLiveState(Rewindable):
     """One session: cache, prompt, clean latents, decoder histories and counters; see `snapshot` for what is kept.
 
     pending: the prompt that takes force at the next block. chunk: blocks made, the counter of the noise.

@@ -13,7 +13,7 @@ from riverrun.kernels.histories import Histories
 from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.snapshot import to_arrays
-from riverrun.models.state import refuse_snapshot
+from riverrun.models.state import Rewindable, refuse_snapshot
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP, Scene
 from riverrun.models.super_resolution.scenes import SceneSplitter
 
@@ -70,7 +70,7 @@ class InfVSROptions:
 
 
 @dataclass
-class InfVSRState:
+class InfVSRState(Rewindable):
     """One session.
 
     splitter: frames that wait, and the scene detector. scene: cache and counters of the scene under way, None before

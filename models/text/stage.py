@@ -33,7 +33,7 @@ from riverrun.models.base import (
 )
 from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_arrays, to_tensors
-from riverrun.models.state import reading
+from riverrun.models.state import Rewindable, reading
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.decoding import TextStream, cache_bytes, decode, text_cache
 from riverrun.models.text.lm_weights import load_lm, read_config, stop_ids
@@ -47,7 +47,7 @@ CAPACITY = 4096
 
 
 @dataclass
-class TextState:
+class TextState(Rewindable):
     """One session. waiting: prompts not begun yet, oldest first. emitted: tokens sent. revision: the last control's."""
 
     params: TextParams

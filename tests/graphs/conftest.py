@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -211,6 +211,10 @@ class FakeEncoder:
         return np.full((1, 1), len(text), np.float32)
 
 
+RIGS: list[Rig] = []
+"""Those of the test that runs."""
+
+
 class Rig:
     """One session over fakes. `close` ends it and checks that nothing is left anywhere."""
 
@@ -223,6 +227,7 @@ class Rig:
         self.record = SessionRecord("s1", graph.name, nonce="n1", created=1000.0, **options)
         self.graph = graph
         self.runner: Runner
+        RIGS.append(self)
 
     async def open(self) -> Rig:
         stored = await self.store.create(self.record)
@@ -238,8 +243,14 @@ class Rig:
 
     async def close(self) -> None:
         await self.runner.close("test over")
-        self.runner.check()
+        await self.check()
         self.assert_clean()
+
+    async def check(self) -> None:
+        """The books of runner and store add up, whatever the test has done to them."""
+        if hasattr(self, "runner"):
+            self.runner.check()
+        await self.store.check()
 
     def assert_clean(self) -> None:
         left = {name: stage.states for name, stage in self.stages.items() if stage.states}
@@ -303,10 +314,22 @@ def lab() -> Any:
 
 @pytest.fixture
 def run() -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Runs an async test body; one that hangs fails."""
+    """Runs an async test body; one that hangs fails. What it leaves of its sessions is checked."""
 
     async def timed(body: Coroutine[Any, Any, Any]) -> Any:
         async with asyncio.timeout(20):
-            return await body
+            result = await body
+            for rig in RIGS:
+                await rig.check()
+            return result
 
     return lambda body: asyncio.run(timed(body))
+
+
+@pytest.fixture(autouse=True)
+def checked() -> Iterator[None]:
+    """Every session of every test is checked, after it has run (`run`) and when all its tasks are gone (here)."""
+    RIGS.clear()
+    yield
+    for rig in RIGS:
+        asyncio.run(rig.check())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -282,6 +283,68 @@ def test_a_batch_from_equal_states_equals_single_sessions(row: Row, model: Strea
         for name, array in left.tensors.items():
             if not name.startswith(row.loose or ("-",)):
                 assert_near(right.tensors[name], array)
+
+
+def test_a_state_goes_back_to_before_a_step(row: Row, model: StreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each kind of step, and one that fails late; bit for bit, and what follows too."""
+    session = start(row, model)
+    if not hasattr(session.state, "rewind"):
+        assert row.cannot_go_back, "a State without `rewind` never shares a step"
+        return
+    twin = session.twin()
+    for step in range(some_steps(row, row.window + 3)):
+        session.make_ready()
+        turn, mark = session.turn, session.state.mark()
+        take_part(session, step)
+        with monkeypatch.context() as patch:
+            if step % 2:
+                patch.setattr(*row.breaks(model), lambda *_, **__: 1 / 0)
+            with contextlib.suppress(ZeroDivisionError):
+                model.step([session.state])
+        session.state.rewind(mark)
+        session.turn = turn
+        assert_equal_states(session, twin)
+        take_part(session, step)
+        take_part(twin, step)
+        assert same(session.run(1), twin.run(1))
+
+
+def take_part(session: Session, step: int) -> None:
+    """What may come between two steps: input beyond what is needed, and now and then a control."""
+    if step == 1 and session.row.feed(session.number, 0):
+        session.push()
+    if session.row.control is not None and step % 3 == 2:
+        session.control(10 + step)
+
+
+def assert_equal_states(one: Session, other: Session) -> None:
+    other.make_ready()
+    left, right = one.state.snapshot(), other.state.snapshot()
+    assert json.dumps(left.meta) == json.dumps(right.meta)
+    assert left.tensors.keys() == right.tensors.keys()
+    for name, array in left.tensors.items():
+        assert np.array_equal(array, right.tensors[name]), name
+
+
+def test_a_failed_batch_is_taken_back_and_its_members_stepped_alone(
+    row: Row, model: StreamModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = [start(row, model, number) for number in range(3)]
+    for ahead, session in enumerate(together):
+        session.run(some_steps(row, 1 + ahead))
+        session.make_ready()
+    alone = [session.twin() for session in together]
+    if row.cannot_go_back or {model.batch_key(session.state) for session in together} == {None}:
+        return
+    marks = [session.state.mark() for session in together]
+    with monkeypatch.context() as patch:
+        patch.setattr(*row.breaks(model), lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.step([session.state for session in together])
+    for session, mark in zip(together, marks, strict=True):
+        session.state.rewind(mark)
+    for session, twin in zip(together, alone, strict=True):
+        assert same(session.run(1), twin.run(1))
 
 
 def assert_near(actual: np.ndarray, wanted: np.ndarray) -> None:

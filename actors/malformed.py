@@ -1,0 +1,62 @@
+"""Messages that are no protobuf, or hold text that is no UTF-8: refused like any other wrong request.
+
+gRPC reads a request before its method is called, and tells a client UNKNOWN and our parser's own words if that fails.
+(A stream's messages are read inside its method, where `errors.mapped` sees it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from riverrun.actors.errors import Malformed, abort
+
+Read = Callable[[bytes], Any]
+
+
+class RefuseMalformed(grpc.aio.ServerInterceptor):
+    """Around methods that take one request: one that can't be read ends the call with INVALID_ARGUMENT."""
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        return handler._replace(
+            request_deserializer=_reading(handler.request_deserializer),
+            unary_unary=handler.unary_unary and _answering(handler.unary_unary),
+            unary_stream=handler.unary_stream and _streaming(handler.unary_stream),
+        )
+
+
+def _reading(read: Read) -> Read:
+    """The request, or Malformed where it can't be read."""
+
+    def tried(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return Malformed(error)
+
+    return tried
+
+
+def _answering(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        if isinstance(request, Malformed):
+            await abort(context, request)
+        return await method(request, context)
+
+    return call
+
+
+def _streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        if isinstance(request, Malformed):
+            await abort(context, request)
+        async for answer in method(request, context):
+            yield answer
+
+    return call
