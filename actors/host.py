@@ -238,6 +238,7 @@ class SessionHost:
             placement=placed.placement,
             created=self.clock.now(),
             token_digest=token_digest(token),
+            lead_s=self.config.lead_s if wish.lead_s is None else wish.lead_s,
         )
 
 
