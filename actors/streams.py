@@ -26,10 +26,10 @@ from riverrun.actors.messages import duration, live_session, server_message
 from riverrun.actors.requests import control_of
 from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
-from riverrun.graphs.items import Event, EventType, Frame, Item, Receipt, ReceiptStage
+from riverrun.graphs.items import Event, EventType, Frame, InputRefusal, Item, Receipt, ReceiptStage
 from riverrun.graphs.runner import SessionEnded
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Kind, Unavailable
+from riverrun.models.base import BadRequest, Kind, Unavailable, one_line
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 from riverrun.protos.wire import CODECS, RAW, Header, check_codec, check_quality, split
@@ -140,7 +140,7 @@ class Connection:
         self._credits: dict[str, int] = {}
         self._leaving = False
         self._consumer: Consumer
-        self._feed = InputFeed(hosted)
+        self._feed = InputFeed(hosted, pool)
 
     async def run(self, requests: Requests, gateways: list[str], idle_timeout_s: float) -> None:
         """Serves the client until either side ends. Raises SessionFailed after telling it why the session failed."""
@@ -194,7 +194,7 @@ class Connection:
                 return
             await asyncio.wait({reader}, timeout=LEAVE_S)
             if failure := writer.result():
-                raise SessionFailed(failure)
+                raise SessionFailed(failure, self._runner.fault)
         finally:
             for task in running:
                 task.cancel()
@@ -218,6 +218,8 @@ class Connection:
         return ""
 
     async def _pass_on(self, item: Item) -> None:
+        if isinstance(item, InputRefusal):
+            raise BadRequest(item.message)
         if not isinstance(item, Frame):
             await self.send(server_message(item))
             return
@@ -267,10 +269,12 @@ class Connection:
             await self.send(pb.ServerMessage(pong=pb.Pong(nonce=message.ping.nonce)))
         elif self.role is Role.VIEWER:
             raise Denied(f"a viewer watches; only the controller may send {kind!r}")
+        elif self._consumer.is_over:
+            return  # another controller has taken over; that is on its way to this one
         elif kind == "control":
             await self._control(message.control)
         elif kind == "frame":
-            self._feed.take(message.frame)
+            await self._feed.take(message.frame)
         elif kind == "finish":
             self._feed.finish()
         else:
@@ -285,7 +289,7 @@ class Connection:
         except SessionEnded:
             raise
         except (BadRequest, Unavailable) as error:
-            receipt = Receipt(message.revision, ReceiptStage.REJECTED, message=str(error))
+            receipt = Receipt(message.revision, ReceiptStage.REJECTED, message=one_line(str(error)))
             await self.send(server_message(receipt))
 
 

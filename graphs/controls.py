@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from riverrun.graphs.items import Receipt, ReceiptStage
@@ -44,7 +44,7 @@ class ControlDesk:
         encode_s: float,
         tell: Callable[[Receipt], None],
         hand: Callable[[str, Control], None],
-        pause: Callable[[bool], tuple[int, int]],
+        pause: Callable[[bool], Awaitable[tuple[int, int]]],
     ):
         self._descriptions = descriptions
         self._encoders = encoders
@@ -115,7 +115,7 @@ class ControlDesk:
             await self._keeper.log(ControlEntry(control.revision, control.kind, control.value, arrival.named))
             self._say(Receipt(control.revision, ReceiptStage.RECEIVED))
             if control.kind == PAUSE:
-                chunk, frame = self._pause(control.value)
+                chunk, frame = await self._pause(control.value)
                 self._settle(Receipt(control.revision, ReceiptStage.APPLIED, chunk, frame))
             else:
                 self._encodings.put_nowait(arrival)

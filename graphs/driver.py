@@ -18,7 +18,7 @@ from typing import Protocol
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.observer import Observer
 from riverrun.graphs.ring import OutputRing
-from riverrun.graphs.stage import Epoch, StageGone, StageHandle, StepReply, StepRequest
+from riverrun.graphs.stage import Epoch, InputRefused, StageGone, StageHandle, StepReply, StepRequest
 from riverrun.graphs.waiting import Clock, Signal, within
 from riverrun.models.base import Chunk, Control, Corrupt, Description
 
@@ -83,10 +83,15 @@ class Session(Protocol):
     def consumed(self, edge: EdgeQueue, chunk: Chunk) -> None:
         """A client's chunk was taken by its stage."""
 
+    def refused(self, edge: EdgeQueue, chunk: Chunk, why: InputRefused) -> None:
+        """A client's chunk was not taken by its stage, and is left out."""
+
 
 @dataclass
 class StageDriver:
-    """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go."""
+    """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go.
+
+    is_stepping: a step has been asked for, and what it makes is not handed on yet."""
 
     name: str
     handle: StageHandle
@@ -99,6 +104,7 @@ class StageDriver:
     next_seq: int = 0
     held_bytes: int = 0
     finished: bool = False
+    is_stepping: bool = False
     controls: deque[Control] = field(default_factory=deque)
     compute_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     wait_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
@@ -157,7 +163,14 @@ class StageDriver:
             acked=self.acked,
             finish=turn is Turn.FINISH,
         )
-        reply = await self._ask(request)
+        self.is_stepping = True
+        try:
+            reply = await self._ask(request)
+        except InputRefused as refusal:
+            if edge is None or not edge.from_client:
+                raise
+            self._leave_out(edge, controls, refusal)
+            return
         self.next_seq += 1
         self.held_bytes, self._ready = reply.held_bytes, reply.ready
         self.compute_ms.append(reply.compute_ms)
@@ -171,6 +184,14 @@ class StageDriver:
         if self.finished:
             for queue in (q for queues in self.outputs.values() for q in queues):
                 queue.ended = True
+        self.is_stepping = False
+        self.session.signal.notify()
+
+    def _leave_out(self, edge: EdgeQueue, controls: Sequence[Control], refusal: InputRefused) -> None:
+        """A client's chunk that its stage does not take; what came with it waits for the same step, made again."""
+        self.controls.extendleft(reversed(controls))
+        self.session.refused(edge, edge.pop(), refusal)
+        self.is_stepping = False
         self.session.signal.notify()
 
     async def _ask(self, request: StepRequest) -> StepReply:
@@ -223,6 +244,12 @@ class StageDriver:
             del self._kept[seq]
 
     @property
+    def next_on_first_port(self) -> tuple[int, int]:
+        """Number of the next chunk on the first output port, and of its first frame."""
+        port = self.description.outputs[0].name
+        return self.chunks.get(port, 0), self.frames.get(port, 0)
+
+    @property
     def acked(self) -> int:
         """Replies up to this one are needed by nobody any more."""
         return min(self._kept) - 1 if self._kept else self.next_seq - 1
@@ -233,9 +260,3 @@ class StageDriver:
         lying, kept = sum(len(each) for places in behind for each in places), sum(self._kept.values())
         if lying != kept or not all(0 <= seq < self.next_seq for seq in self._kept):
             raise Corrupt(f"stage {self.name!r}: {kept} chunks of its replies are kept, {lying} lie behind it")
-    @property
-    def next_on_first_port(self) -> tuple[int, int]:
-        """Number of the next chunk on the first output port, and of its first frame."""
-        port = self.description.outputs[0].name
-        return self.chunks.get(port, 0), self.frames.get(port, 0)
-

@@ -24,6 +24,7 @@ from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.stage import (
     EncoderHandle,
     Epoch,
+    InputRefused,
     StageGone,
     StageHandle,
     StaleEpoch,
@@ -45,10 +46,10 @@ _WHAT: Mapping[type, str] = {
 }
 
 
-class Flow:
 LEAST_SLEEP_S = 0.001
 
 
+class Flow:
     """What the stage drivers call is here (see `driver.Session`), and what moves between them.
 
     on_end: the sources were told to stop, with the reason. on_fault: a fetch failed.
@@ -77,12 +78,12 @@ LEAST_SLEEP_S = 0.001
         self.sources_ended = False
         self._graph = graph
         self._stages = stages
-        self._fetch_s = config.deadlines.floor_s
         self._lead_s = keeper.record.lead_s
+        self._fetch_s = config.deadlines.floor_s
         self._max_frames = keeper.record.max_frames
         self._end_pts = self._foreseen_end(descriptions)
-        self._on_end = on_end
         self._input_ports = {name: _port(descriptions, at) for name, at in graph.inputs.items()}
+        self._on_end = on_end
         self._on_fault = on_fault
         self._fetches: set[asyncio.Task[None]] = set()
         sizes = {name: frame_bytes(descriptions[at.stage], at.port) for name, at in graph.outputs.items()}
@@ -113,8 +114,8 @@ LEAST_SLEEP_S = 0.001
         if chunk.frames < 1:
             raise BadRequest(f"a chunk for input {port!r} needs at least one frame, got {chunk.frames}")
         edge = self.edges[self._graph.inputs[port]]
-        await self.signal.until(lambda: edge.ended or gone() or edge.has_room(1))
         check_input(port, self._input_ports[port], chunk.data)
+        await self.signal.until(lambda: edge.ended or gone() or edge.has_room(1))
         if edge.ended:
             raise BadRequest(f"input {port!r} has ended, it takes no more")
         if not gone():
@@ -129,7 +130,6 @@ LEAST_SLEEP_S = 0.001
         self._on_end(reason)
         self.signal.notify()
 
-    async def stop_fetching(self) -> None:
     async def unpark(self) -> None:
         """Wakes the sources when the player has come close enough. Runs until cancelled."""
         while True:
@@ -151,6 +151,7 @@ LEAST_SLEEP_S = 0.001
         """Seconds of media made and not played."""
         return lead_s(self.audience.made, self.audience.playhead.now())
 
+    async def stop_fetching(self) -> None:
         for fetch in (fetches := list(self._fetches)):
             fetch.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
@@ -201,10 +202,18 @@ LEAST_SLEEP_S = 0.001
 
     def consumed(self, edge: EdgeQueue, chunk: Chunk) -> None:
         if edge.from_client:
-            port = next(name for name, at in self._graph.inputs.items() if at == edge.target)
-            self.audience.tell_controller(InputAck(port, chunk.first_frame + chunk.frames - 1))
+            self.audience.tell_controller(InputAck(self._input(edge), chunk.first_frame + chunk.frames - 1))
+
+    def refused(self, edge: EdgeQueue, chunk: Chunk, why: InputRefused) -> None:
+        port, frame = self._input(edge), chunk.first_frame
+        message = f"input {port!r}: frame {frame} is left out, the stream goes on: {why}"
+        self.audience.tell_controller(InputAck(port, frame + chunk.frames - 1))
+        self.audience.tell_controller(InputRefusal(port, frame, message))
 
     # ---- its own ----
+
+    def _input(self, edge: EdgeQueue) -> str:
+        return next(name for name, at in self._graph.inputs.items() if at == edge.target)
 
     def _foreseen_end(self, descriptions: Mapping[str, Description]) -> int | None:
         """The media time at which the first output will have its `max_frames`: known from its rate where the stream
@@ -212,9 +221,6 @@ LEAST_SLEEP_S = 0.001
         if not self._max_frames or self._graph.inputs:
             return None
         first = next(iter(self._graph.outputs.values()))
-    def _input(self, edge: EdgeQueue) -> str:
-        return next(name for name, at in self._graph.inputs.items() if at == edge.target)
-
         return round(self._max_frames * TICKS_PER_SECOND / descriptions[first.stage].fps)
 
     async def _drive(self, driver: StageDriver) -> None:
@@ -227,9 +233,13 @@ LEAST_SLEEP_S = 0.001
     def _hand(self, stage: str, control: Control) -> None:
         self.drivers[stage].controls.append(control)
 
-    def _pause(self, pause: bool) -> tuple[int, int]:
-        if pause != self.sources_held:
-            self.sources_held = pause
+    async def _pause(self, pause: bool) -> tuple[int, int]:
+        """Sources are held at once; the step in hand makes the last chunk before."""
+        entries = [d for d in self.drivers.values() if not d.inputs or any(e.from_client for e in d.inputs.values())]
+        if pause != self.is_paused:
+            self.is_paused = pause
+            self.audience.playhead.hold(pause)
+            await self.signal.until(lambda: not any(driver.is_stepping for driver in entries if pause))
             self.audience.tell_all(Event(EventType.PAUSED if pause else EventType.RESUMED))
         return max(driver.next_on_first_port for driver in entries)
 

@@ -54,6 +54,15 @@ class InputAck:
     frame: int
 
 
+@dataclass(frozen=True)
+class InputRefusal:
+    """Frame number `frame` of this graph input was not taken by its stage, and is left out; message: why."""
+
+    port: str
+    frame: int
+    message: str
+
+
 class EventType(StrEnum):
     ENDED = "ended"
     PAUSED = "paused"
@@ -70,4 +79,5 @@ class Event:
     failed: bool = False
 
 
-Item = Frame | Receipt | InputAck | Event
+Notice = Receipt | InputAck | InputRefusal | Event
+Item = Frame | Notice

@@ -42,6 +42,10 @@ class StageGone(Unavailable):
     """The actor or its process died; its states are lost."""
 
 
+class InputRefused(BadRequest):
+    """The model does not take an input chunk; its State is as it was, and the same step is due again."""
+
+
 class StepFailed(Corrupt):
     """The model failed on this session's input, twice; the session can't go on."""
 
@@ -122,7 +126,7 @@ class StageHandle(Protocol):
         """Raises BadRequest (a parameter), Unavailable (no room)."""
 
     async def step(self, request: StepRequest) -> StepReply:
-        """Raises StepFailed when the model failed on it."""
+        """Raises StepFailed when the model failed on it, InputRefused when it does not take an input."""
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         """Raises the epoch; older runners are refused from now on."""
@@ -146,6 +150,7 @@ __all__ = [
     "BadRequest",
     "EncoderHandle",
     "Epoch",
+    "InputRefused",
     "OpenReply",
     "OpenRequest",
     "StageGone",
