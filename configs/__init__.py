@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from yaml import YAMLError
 
 from riverrun.configs.auth import AuthConfig, TlsConfig
+from riverrun.configs.telemetry import LogConfig, TraceConfig
 from riverrun.models.base import BadRequest
 from riverrun.protos import DEFAULT_PORT
 
@@ -87,6 +88,9 @@ class ServiceConfig:
     stall_s: a connection is ended when the client has not read for so long what is being sent (0: never). lead_s: media
     a session may be ahead of what its controller has played, unless it is asked for another one (0: no limit).
     tenant in its own folder there ("": anywhere, which is for an open service that only this machine reaches).
+    metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
+    are kept; 0: any free one). log, trace: see `configs/telemetry.py`; what the service which starts a cluster's
+    controller says goes for its actors.
     """
 
     host: str = "127.0.0.1"
@@ -105,6 +109,10 @@ class ServiceConfig:
     stall_s: float = 60.0
     lead_s: float = 0.0
     tls: TlsConfig = field(default_factory=TlsConfig)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    log: LogConfig = field(default_factory=LogConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
