@@ -12,15 +12,18 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 
 from riverrun.actors.encoder import start_encoder
 from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import carried
+from riverrun.actors.logs import set_up
 from riverrun.actors.pool import MemberHealth, Place, Pool
 from riverrun.actors.stage_actor import start_stage
 from riverrun.configs import ModelConfig
+from riverrun.configs.telemetry import Telemetry
 from riverrun.graphs.graph import Graph
 from riverrun.models.base import BadRequest, ModelInfo
 
@@ -41,15 +44,18 @@ class Catalogue:
 
     models: Mapping[str, ModelConfig]
     graphs: Mapping[str, Graph]
+    telemetry: Telemetry
 
 
 class Controller:
     """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung."""
 
     def __init__(self, catalogue: Catalogue, step_timeout_s: float) -> None:
+        set_up(catalogue.telemetry.log)
         self._catalogue = catalogue
+        encoder, stage = (partial(start, catalogue.telemetry) for start in (start_encoder, start_stage))
         models = catalogue.models.values()
-        self._pools = {m.name: Pool(m, start_encoder if m.stage == "encoder" else start_stage) for m in models}
+        self._pools = {m.name: Pool(m, encoder if m.stage == "encoder" else stage) for m in models}
         self._step_timeout_s = step_timeout_s
         for pool in self._pools.values():
             if pool.config.actor.eager:

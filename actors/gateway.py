@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from riverrun.actors.auth import Callers, Guard
+from riverrun.actors.calls import Count, CountCalls
 from riverrun.actors.directory import Directory
 from riverrun.actors.host import SessionHost
 from riverrun.actors.jobs import JobDesk
@@ -38,16 +39,19 @@ OPTIONS = (
 
 
 class Gateway:
-    """Serves a `SessionHost`. store: what kind it is, for `Cluster.Status`."""
+    """Serves a `SessionHost`. store: what kind it is, for `Cluster.Status`. count: told of every call that ended."""
 
-    def __init__(self, host: SessionHost, directory: Directory, store: str) -> None:
+    def __init__(self, host: SessionHost, directory: Directory, store: str, count: Count | None = None) -> None:
         self._host = host
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="encode")
         self._jobs = JobDesk(host, self._pool)
         self._gateways: list[str] = []
         self._streams = Streams(host, self._pool, self._gateways)
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[Guard(Callers(host.config)), RefuseMalformed()], options=OPTIONS)
+        inside: list[grpc.aio.ServerInterceptor] = [Guard(Callers(host.config)), RefuseMalformed()]
+        if count:
+            inside.insert(0, CountCalls(count))  # the outermost: it sees what the others refuse
+        self._server = grpc.aio.server(interceptors=inside, options=OPTIONS)
         rpc.add_SessionsServicer_to_server(Sessions(host, self._gateways), self._server)
         rpc.add_StreamsServicer_to_server(self._streams, self._server)
         rpc.add_JobsServicer_to_server(Jobs(self._jobs), self._server)

@@ -57,7 +57,8 @@ class Hosted:
     """A session that runs here.
 
     token: its resume token. opened: set when its opening is over, well or not. inputs: frames taken in, by graph input;
-    feeding: held while one is, since an old connection may still be at it when its client has come back on a new one.
+    input_pts: media time of the last one. feeding: held while one is, since an old connection may still be at it when
+    its client has come back on a new one.
     """
 
     runner: Runner
@@ -65,6 +66,7 @@ class Hosted:
     feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     inputs: dict[str, int] = field(default_factory=dict)
+    input_pts: dict[str, int] = field(default_factory=dict)
 
 
 class SessionHost:
@@ -238,6 +240,7 @@ class SessionHost:
             placement=placed.placement,
             created=self.clock.now(),
             token_digest=token_digest(token),
+            lead_s=self.config.lead_s if wish.lead_s is None else wish.lead_s,
         )
 
 

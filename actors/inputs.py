@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Executor
 
 from riverrun.actors.host import Hosted
 from riverrun.graphs.runner import SessionEnded
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk
 from riverrun.protos import riverrun_pb2 as pb
-from riverrun.protos.wire import Joined, Joiner
+from riverrun.protos.wire import RAW, Joined, Joiner
 
 MAX_WAITING = 64
 """Frames that may lie here: what a client sends beyond them, before `input_ack` says that the first were taken, is an
@@ -18,24 +19,30 @@ MAX_WAITING_BYTES = 256 << 20
 """And at most so much of them, decoded; a single frame may be as large."""
 
 
+MAX_PTS = 1 << 48
+"""Ticks: a hundred years, so that no sum of media times leaves the wire's 64 bits."""
+
+INLINE_BYTES = 1 << 18
+"""A raw frame up to this size is put together on the event loop; larger ones, and pictures, in the pool."""
+
+
 class InputFeed:
     """Puts the frames of one connection together and pushes each as a chunk of one, in order.
 
     `hosted.inputs` says how many frames of each input the session has: a client that reconnects sends what was not
-    acked again, and what had arrived all the same is dropped here.
+    acked again, and what had arrived all the same is dropped here. pool: for decoding.
     """
 
-    def __init__(self, hosted: Hosted) -> None:
-        self._hosted = hosted
+    def __init__(self, hosted: Hosted, pool: Executor) -> None:
+        self._hosted, self._pool = hosted, pool
         self._joiner = Joiner()
         self._waiting: asyncio.Queue[Joined | None] = asyncio.Queue()
         self._waiting_bytes = 0
         self._next = dict(hosted.inputs)
-        self._last_pts: dict[str, int] = {}
 
-    def take(self, part: pb.FramePart) -> None:
+    async def take(self, part: pb.FramePart) -> None:
         """Raises WireError, BadRequest (numbers with a gap, too many waiting)."""
-        joined = self._joiner.add(part)
+        joined = await self._joined(part)
         if joined is None:
             return
         header, due = joined.header, self._next.get(joined.header.port, 0)
@@ -52,7 +59,9 @@ class InputFeed:
         self._waiting.put_nowait(joined)
 
     def finish(self) -> None:
-        """No more input: the session is finished when the frames before this have gone in."""
+        """No more input: the session is finished when the frames before this have gone in. Raises WireError in the
+        middle of a frame."""
+        self._joiner.check_whole()
         self._waiting.put_nowait(None)
 
     async def run(self) -> None:
@@ -70,20 +79,29 @@ class InputFeed:
         except SessionEnded:
             return  # the end is on its way to the client
 
+    async def _joined(self, part: pb.FramePart) -> Joined | None:
+        """Nobody else waits while a large frame is decoded."""
+        is_large = part.parts > 1 or part.codec != RAW or len(part.data) > INLINE_BYTES
+        if not is_large or part.part + 1 < part.parts:
+            return self._joiner.add(part)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._joiner.add, part)
+
     async def _push(self, joined: Joined) -> None:
         """Unless the client's other connection has had it pushed meanwhile."""
         port, number = joined.header.port, joined.header.frame
         if number == self._hosted.inputs.get(port, 0):
             await self._hosted.runner.push(port, self._chunk(joined))
             self._hosted.inputs[port] = number + 1
+            self._hosted.input_pts[port] = joined.header.pts
 
     def _chunk(self, joined: Joined) -> Chunk:
         """ticks to the next frame: as from the last one to this; for the first, the session's own rate."""
         header = joined.header
+        if not 0 <= header.pts <= MAX_PTS:
+            raise BadRequest(f"input {header.port!r}: pts must be 0..{MAX_PTS}, frame {header.frame} has {header.pts}")
         fps = next((o.fps for o in self._hosted.runner.status().outputs), 16.0)
         usual = round(TICKS_PER_SECOND / fps)
-        ticks = header.pts - self._last_pts.get(header.port, header.pts - usual)
-        self._last_pts[header.port] = header.pts
+        ticks = header.pts - self._hosted.input_pts.get(header.port, header.pts - usual)
         if ticks <= 0:
             raise BadRequest(f"input {header.port!r}: pts must rise, frame {header.frame} has {header.pts}")
         return Chunk(header.port, joined.array[None], pts=header.pts, frame_ticks=ticks, frames=1)

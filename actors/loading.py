@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ray
 
 from riverrun.configs import ModelConfig
+from riverrun.configs.telemetry import Telemetry
 from riverrun.models.base import BadRequest, Corrupt, StreamModel, Unavailable
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,12 @@ def carried(method: F) -> F:
 
 
 def start_actor(
-    cls: type, groups: dict[str, int], places: dict[str, str], config: ModelConfig, incarnation: str
+    cls: type,
+    groups: dict[str, int],
+    places: dict[str, str],
+    telemetry: Telemetry,
+    config: ModelConfig,
+    incarnation: str,
 ) -> ray.actor.ActorHandle:
     """A Ray actor of `cls`: threads by concurrency group, methods in group `control` unless `places` says another.
 
@@ -105,4 +111,4 @@ def start_actor(
         max_restarts=0,
         max_task_retries=0,
     )(cls)
-    return remote.remote(config, incarnation)
+    return remote.remote(config, incarnation, telemetry)

@@ -66,6 +66,8 @@ def live_session(hosted: Hosted, gateways: Sequence[str] = (), with_token: bool 
         ],
         outputs=[output_port(o) for o in status.outputs],
         frames_delivered=status.frames_delivered,
+        lead_s=status.lead_s,
+        parked=status.parked,
         resume_token=hosted.token if with_token else "",
         gateways=gateways,
     )

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
 from prometheus_client.registry import Collector
 
 from riverrun import __version__
@@ -27,6 +35,7 @@ class Metrics:
     """All figures of one gateway, in a registry of its own. Safe for any thread."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second line for every figure, which nobody asked for
         self.registry = of = CollectorRegistry()
         ProcessCollector(registry=of)
         Gauge("riverrun_info", "The service's version, always 1.", ["version"], registry=of).labels(__version__).set(1)

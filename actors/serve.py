@@ -30,8 +30,8 @@ from riverrun.actors.logs import pass_on
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.telemetry import Watch
 from riverrun.actors.tracing import spans_to
-from riverrun.configs.telemetry import Telemetry
 from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
+from riverrun.configs.telemetry import Telemetry
 from riverrun.graphs.graph import Graph, load_graph
 from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import BadRequest, Unavailable
@@ -108,8 +108,8 @@ class Service:
         watch = Watch(metrics, spans, config.trace.every)
         host = SessionHost(directory, store, SystemClock(), config, name, watch.observer)
         if metrics:
-            live = LiveCollector(host, store.ping)
-            self.metrics_address = stack.enter_context(metrics.served(config.metrics_host, config.metrics_port or 0, live))
+            serving = metrics.served(config.metrics_host, config.metrics_port or 0, LiveCollector(host, store.ping))
+            self.metrics_address = stack.enter_context(serving)
         self._gateway = gateway = Gateway(host, directory, kind, metrics and metrics.count_call)
         await gateway.start(config.host, config.port)
         stack.push_async_callback(self._leave, gateway)

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from riverrun.graphs.stage import BadRequest, Epoch, OpenRequest, StaleEpoch, StepReply, StepRequest
+from riverrun.graphs.stage import BadRequest, Epoch, InputRefused, OpenRequest, StaleEpoch, StepReply, StepRequest
 from riverrun.models.base import Chunk, Control, Description, StreamModel
 
 
@@ -71,11 +71,13 @@ class StageSession:
         return kept
 
     def take(self, model: StreamModel, job: StepJob) -> None:
-        """Pushes the inputs of `job` and applies its controls; refused controls are noted, not raised."""
+        """Pushes the inputs of `job` and applies its controls; refused controls are noted, not raised.
+
+        Raises InputRefused."""
         job.mark = self.state.mark() if self.undoable else None
         rejected, job.revision = [], self.revision
         for chunk in job.request.inputs:
-            model.push(self.state, chunk)
+            _push(model, self.state, chunk)
         for control in job.request.controls:
             refusal = _refusal(model, self.state, control)
             if refusal:
@@ -122,6 +124,13 @@ class StageSession:
         for port, count in self.chunks.items():
             seqs = [chunk.seq for chunk in kept if chunk.port == port]
             assert seqs == list(range(count - len(seqs), count)), (port, seqs, count)
+
+
+def _push(model: StreamModel, state: Any, chunk: Chunk) -> None:
+    try:
+        model.push(state, chunk)
+    except BadRequest as error:
+        raise InputRefused(str(error)) from error
 
 
 def _refusal(model: StreamModel, state: Any, control: Control) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 
 import numpy as np
 import ray
@@ -16,8 +17,11 @@ from ray.exceptions import RayError
 
 from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
+from riverrun.actors.logs import set_up
 from riverrun.actors.stage import StageWorker
+from riverrun.actors.tracing import spans_to
 from riverrun.configs import ModelConfig
+from riverrun.configs.telemetry import Telemetry
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
 from riverrun.models.base import Chunk, ModelInfo, param_infos
 
@@ -32,8 +36,8 @@ _BLANKS = {"str": "?", "int": 1, "float": 1.0, "bool": False}  # for parameters 
 class StageActor:
     """One process with one model's weights, loaded by `load`."""
 
-    def __init__(self, config: ModelConfig, incarnation: str) -> None:
-        self._config, self._incarnation = config, incarnation
+    def __init__(self, config: ModelConfig, incarnation: str, telemetry: Telemetry) -> None:
+        self._config, self._incarnation, self._telemetry = config, incarnation, telemetry
         self._node = ray.get_runtime_context().get_node_id()
         self._worker: StageWorker
 
@@ -42,6 +46,8 @@ class StageActor:
         """Loads the model and says what it is with default parameters. Raises BadRequest (the configuration)."""
         limits = self._config.actor
         print_to_stderr()
+        set_up(self._telemetry.log)
+        self._spans = spans_to(self._telemetry.trace, self._config.name)
         set_threads(limits.threads)
         model = build(self._config)
         self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes)
@@ -57,7 +63,10 @@ class StageActor:
     @carried
     def step(self, request: StepRequest, by_reference: frozenset[str]) -> StepReply:
         inputs = tuple(_with_data(chunk) for chunk in request.inputs)
+        arrived_ns = time.time_ns()
         reply = self._worker.step(dataclasses.replace(request, inputs=inputs))
+        if request.trace and self._spans:
+            self._spans.note_step(request, reply, arrived_ns, self._incarnation)
         chunks = tuple(_by_reference(c) if c.port in by_reference else c for c in reply.chunks)
         return dataclasses.replace(reply, chunks=chunks)
 
@@ -80,10 +89,10 @@ class StageActor:
         self._worker.check()
 
 
-def start_stage(config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
+def start_stage(telemetry: Telemetry, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
     """A new stage actor, loading its model; Ray starts it when there is room."""
     groups = {"compute": 1, "steps": config.actor.max_sessions, "control": CONTROL_THREADS}
-    return start_actor(StageActor, groups, {"run": "compute", "step": "steps"}, config, incarnation)
+    return start_actor(StageActor, groups, {"run": "compute", "step": "steps"}, telemetry, config, incarnation)
 
 
 def _with_data(chunk: Chunk) -> Chunk:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import traceback
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from typing import Any
@@ -23,11 +24,12 @@ from riverrun.actors.host import Hosted, SessionHost
 from riverrun.actors.inputs import InputFeed
 from riverrun.actors.messages import duration, live_session, server_message
 from riverrun.actors.requests import control_of
+from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
-from riverrun.graphs.items import Event, EventType, Frame, Item, Receipt, ReceiptStage
+from riverrun.graphs.items import Event, EventType, Frame, InputRefusal, Item, Receipt, ReceiptStage
 from riverrun.graphs.runner import SessionEnded
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Kind, Unavailable
+from riverrun.models.base import BadRequest, Kind, Unavailable, one_line
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 from riverrun.protos.wire import CODECS, RAW, Header, check_codec, check_quality, split
@@ -59,25 +61,37 @@ class Streams(rpc.StreamsServicer):
     def __init__(self, host: SessionHost, pool: Executor, gateways: list[str]) -> None:
         self._host, self._pool, self._gateways = host, pool, gateways
         self._connections: set[Connection] = set()
+        self._calls = 0
         self._left = Signal()
         self._hurried = False
 
     async def Connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
-        async with mapped(context):
-            opening = await _opening(requests)
-            await self._host.check_owner(opening.session_id, caller())
-            hosted = await self._host.live(opening.session_id)
-            connection = Connection(hosted, opening, context, self._pool)
-            if connection.role is Role.CONTROLLER:
-                check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
-                self._host.check_token(hosted, opening.resume_token)
-                hosted.runner.observer.wanted(_metadata(context, TRACEPARENT))
-            self._connections.add(connection)
-            try:
-                await connection.run(requests, self._gateways, self._host.config.idle_timeout_s)
-            finally:
-                self._connections.discard(connection)
-                self._left.notify()
+        """The status of a failed call goes out when the client has read what was sent before, perhaps never: the call
+        holds nothing of the session meanwhile, but counts among the connections."""
+        self._calls += 1
+        try:
+            async with mapped(context), _letting_go():
+                if self._calls > (most := self._host.config.limits.connections):
+                    raise NoRoom(f"this gateway has {most} connections, its limit; one must end first")
+                await self._connect(requests, context)
+        finally:
+            self._calls -= 1
+
+    async def _connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
+        opening = await _opening(requests)
+        await self._host.check_owner(opening.session_id, caller())
+        hosted = await self._host.live(opening.session_id)
+        connection = Connection(hosted, opening, context, self._pool, self._host.config.stall_s)
+        if connection.role is Role.CONTROLLER:
+            check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
+            self._host.check_token(hosted, opening.resume_token)
+            hosted.runner.observer.wanted(_metadata(context, TRACEPARENT))
+        self._connections.add(connection)
+        try:
+            await connection.run(requests, self._gateways, self._host.config.idle_timeout_s)
+        finally:
+            self._connections.discard(connection)
+            self._left.notify()
 
     async def go_away(self, time_left_s: float, reason: str) -> None:
         """Tells every client that this gateway is about to leave."""
@@ -99,10 +113,21 @@ class Streams(rpc.StreamsServicer):
         self._left.notify()
 
 
-class Connection:
-    """One client. credits: what it gave and was not used yet, by port."""
+class Stalled(Unavailable):
+    """The client does not read what it is sent. Its session goes on, until its idle timeout if nobody comes."""
 
-    def __init__(self, hosted: Hosted, opening: pb.Open, context: grpc.aio.ServicerContext, pool: Executor) -> None:
+
+class Connection:
+    """One client. credits: what it gave and was not used yet, by port. stall_s: see `ServiceConfig`."""
+
+    def __init__(
+        self,
+        hosted: Hosted,
+        opening: pb.Open,
+        context: grpc.aio.ServicerContext,
+        pool: Executor,
+        stall_s: float,
+    ) -> None:
         if opening.role not in _ROLES:
             raise BadRequest("role must be ROLE_CONTROLLER or ROLE_VIEWER")
         self.role = _ROLES[opening.role]
@@ -111,10 +136,11 @@ class Connection:
         self._wishes = {wish.port: wish for wish in opening.ports}
         self._kinds = {output.port: output.kind for output in self._runner.status().outputs}
         self._writing = asyncio.Lock()
+        self._stall_s = stall_s or None
         self._credits: dict[str, int] = {}
         self._leaving = False
         self._consumer: Consumer
-        self._feed = InputFeed(hosted)
+        self._feed = InputFeed(hosted, pool)
 
     async def run(self, requests: Requests, gateways: list[str], idle_timeout_s: float) -> None:
         """Serves the client until either side ends. Raises SessionFailed after telling it why the session failed."""
@@ -134,7 +160,13 @@ class Connection:
 
     async def send(self, message: pb.ServerMessage) -> None:
         async with self._writing:
-            await self._context.write(message)
+        """Returns when gRPC has taken it: when the client has read most of what came before. Raises Stalled."""
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await self._context.write(message)
+            except TimeoutError:
+                text = f"nothing was read for {self._stall_s:g} s; connect again with last_received"
+                raise Stalled(text) from None
 
     def _attach(self) -> Consumer:
         for wish in self._opening.ports:
@@ -162,7 +194,7 @@ class Connection:
                 return
             await asyncio.wait({reader}, timeout=LEAVE_S)
             if failure := writer.result():
-                raise SessionFailed(failure)
+                raise SessionFailed(failure, self._runner.fault)
         finally:
             for task in running:
                 task.cancel()
@@ -186,6 +218,8 @@ class Connection:
         return ""
 
     async def _pass_on(self, item: Item) -> None:
+        if isinstance(item, InputRefusal):
+            raise BadRequest(item.message)
         if not isinstance(item, Frame):
             await self.send(server_message(item))
             return
@@ -235,10 +269,12 @@ class Connection:
             await self.send(pb.ServerMessage(pong=pb.Pong(nonce=message.ping.nonce)))
         elif self.role is Role.VIEWER:
             raise Denied(f"a viewer watches; only the controller may send {kind!r}")
+        elif self._consumer.is_over:
+            return  # another controller has taken over; that is on its way to this one
         elif kind == "control":
             await self._control(message.control)
         elif kind == "frame":
-            self._feed.take(message.frame)
+            await self._feed.take(message.frame)
         elif kind == "finish":
             self._feed.finish()
         else:
@@ -253,7 +289,7 @@ class Connection:
         except SessionEnded:
             raise
         except (BadRequest, Unavailable) as error:
-            receipt = Receipt(message.revision, ReceiptStage.REJECTED, message=str(error))
+            receipt = Receipt(message.revision, ReceiptStage.REJECTED, message=one_line(str(error)))
             await self.send(server_message(receipt))
 
 
@@ -266,6 +302,20 @@ def _metadata(context: grpc.aio.ServicerContext, key: str) -> str:
 
 
             first = await anext(aiter(requests), None)
+@contextlib.asynccontextmanager
+async def _letting_go() -> AsyncIterator[None]:
+    """What is raised inside goes on without the values of the calls it came through."""
+    try:
+        yield
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+async def _opening(requests: Requests) -> pb.Open:
+    """The first message. Raises BadRequest if it is another one, or none comes."""
+    try:
+        async with asyncio.timeout(OPEN_S):
     except TimeoutError:
         raise BadRequest(f"nothing was sent for {OPEN_S:g} s; the first message must be `open`") from None
     kind = first.WhichOneof("message") if first is not None else None

@@ -165,7 +165,7 @@ class AsyncStream:
                 failure: errors.Error = errors.Unavailable(f"the service at {address} closed the connection")
             except grpc.aio.AioRpcError as error:
                 failure = errors.from_rpc(error, address)
-                if not errors.passing(error):
+                if not errors.passing(error) or self.ended_reason == str(failure):
                     raise failure from None
             except Lost as lost:
                 failure = errors.Unavailable(f"{lost} at {address}")

@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from yaml import YAMLError
 
 from riverrun.configs.auth import AuthConfig, TlsConfig
+from riverrun.configs.telemetry import LogConfig, TraceConfig
 from riverrun.models.base import BadRequest
 from riverrun.protos import DEFAULT_PORT
 
@@ -65,10 +66,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one service takes at most. job_frames: frames of one job."""
+    """What one service takes at most. connections: open `Streams.Connect` calls. job_frames: frames of one job."""
 
     sessions: int = 256
     jobs: int = 16
+    connections: int = 1024
     job_frames: int = 1_000_000
 
 
@@ -83,7 +85,12 @@ class ServiceConfig:
     are there. idle_timeout_s: a session without client and delivery ends after this. step_timeout_s: an actor whose
     step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
     data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it, those of a
+    stall_s: a connection is ended when the client has not read for so long what is being sent (0: never). lead_s: media
+    a session may be ahead of what its controller has played, unless it is asked for another one (0: no limit).
     tenant in its own folder there ("": anywhere, which is for an open service that only this machine reaches).
+    metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
+    are kept; 0: any free one). log, trace: see `configs/telemetry.py`; what the service which starts a cluster's
+    controller says goes for its actors.
     """
 
     host: str = "127.0.0.1"
@@ -99,12 +106,20 @@ class ServiceConfig:
     jobs_dir: str = ""
     limits: Limits = field(default_factory=Limits)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    stall_s: float = 60.0
+    lead_s: float = 0.0
     tls: TlsConfig = field(default_factory=TlsConfig)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    log: LogConfig = field(default_factory=LogConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise BadRequest(f"port must be 0..65535, got {self.port}")  # gRPC would take it modulo 65536
-        for name in ("idle_timeout_s", "step_timeout_s", "drain_s"):
+        if self.metrics_port is not None and not 0 <= self.metrics_port < 1 << 16:
+            raise BadRequest(f"metrics_port must be 0..65535 or null, got {self.metrics_port}")
+        for name in ("idle_timeout_s", "step_timeout_s", "drain_s", "stall_s", "lead_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BadRequest(f"{name} must be finite and not negative, got {getattr(self, name)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, Lane, PortWish, Role
-from riverrun.graphs.items import Event, EventType, Frame, InputAck, Receipt
+from riverrun.graphs.items import Event, EventType, Frame, InputAck, InputRefusal, Receipt
 from riverrun.graphs.pacing import Playhead
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.waiting import Clock, Signal

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.driver import Deadlines
+from riverrun.graphs.recovery import RecoveryConfig
 
 
 @dataclass(frozen=True)
 class RunnerConfig:
     """edge_chunks: chunks that may lie on an interior edge, the one being worked on included (at least the producer's
     `max_chunks`). ring_frames: sent but unacked frames kept a port for a reconnect (at least the credits given).
-    idle_timeout_s: for records that name none; 0: never. Times are seconds of the clock.
+    idle_timeout_s: for records that name none; 0: never. cadence, recovery: of sessions that outlive their actors.
+    grace_s: a checkpoint is deleted so long after it was replaced. Times are seconds of the clock.
     """
 
     edge_chunks: int = 2
@@ -23,6 +26,9 @@ class RunnerConfig:
     store_s: float = 2.0
     commit_every_s: float = 5.0
     log_entries: int = 256
+    cadence: Cadence = field(default_factory=Cadence)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    grace_s: float = 30.0
 
 
 DEFAULTS = RunnerConfig()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from riverrun.graphs.items import Event, EventType, Frame, InputAck, Item, Receipt
+from riverrun.graphs.items import Event, EventType, Frame, InputAck, Item, Notice, Receipt
 from riverrun.graphs.ring import OutputRing, Slot
 from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest

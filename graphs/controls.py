@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from riverrun.graphs.items import Receipt, ReceiptStage
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.stage import EncoderHandle, StepReply
+from riverrun.graphs.steplog import StepLog
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import BadRequest, Control, Corrupt, Description, Unavailable
-from riverrun.store.records import ControlEntry
+from riverrun.store.records import DECIDED, ENDS, REFUSED, ControlEntry
 
 MAX_WAITING = 64
 REMEMBERED = 64
@@ -44,7 +45,7 @@ class ControlDesk:
         encode_s: float,
         tell: Callable[[Receipt], None],
         hand: Callable[[str, Control], None],
-        pause: Callable[[bool], tuple[int, int]],
+        pause: Callable[[bool], Awaitable[tuple[int, int]]],
     ):
         self._descriptions = descriptions
         self._encoders = encoders
@@ -59,6 +60,34 @@ class ControlDesk:
         self._pending: dict[int, set[str]] = {}
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._encodings: asyncio.Queue[_Arrival] = asyncio.Queue()
+
+    async def go_on(self, lines: Sequence[ControlEntry], logs: Mapping[str, StepLog], seen: Mapping[str, int]) -> None:
+        """Takes up the control log of a session that others have run before.
+
+        logs: by stage; they get what each step carried. seen: the newest revision each stage was given. What has
+        arrived and was not carried by all its stages is handed on again, and the last pause holds.
+        """
+        carried = {(line.revision, line.stage) for line in lines if line.step >= 0}
+        for line in lines:
+            self._last = max(self._last, line.revision)
+            if line.kind == ENDS:
+                logs[line.stage].ends_at = line.step
+            elif line.kind == DECIDED:
+                logs[line.stage].decisions[line.step] = line.value
+            elif line.step >= 0 and line.kind != REFUSED:
+                control = await self._embedded(Control(line.revision, line.kind, line.value), line.stage)
+                before = [c for c in logs[line.stage].controls.get(line.step, ()) if c.revision != line.revision]
+                logs[line.stage].controls[line.step] = (*before, control)
+        for line in (line for line in lines if line.step < 0 and line.kind not in (ENDS, DECIDED)):
+            control = Control(line.revision, line.kind, line.value)
+            if line.kind == PAUSE:
+                await self._pause(line.value)
+                continue
+            due = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
+            if due := tuple(s for s in due if line.revision > seen[s]):
+                self._receipts[line.revision] = []
+                self._pending[line.revision] = set(due)
+                self._encodings.put_nowait(_Arrival(control, line.stage, due))
 
     def take(self, control: Control, stage: str) -> None:
         """Raises BadRequest (revision not rising, kind, stage, value), Unavailable (too many are waiting).
@@ -115,7 +144,7 @@ class ControlDesk:
             await self._keeper.log(ControlEntry(control.revision, control.kind, control.value, arrival.named))
             self._say(Receipt(control.revision, ReceiptStage.RECEIVED))
             if control.kind == PAUSE:
-                chunk, frame = self._pause(control.value)
+                chunk, frame = await self._pause(control.value)
                 self._settle(Receipt(control.revision, ReceiptStage.APPLIED, chunk, frame))
             else:
                 self._encodings.put_nowait(arrival)
@@ -149,9 +178,8 @@ class ControlDesk:
         for control in controls:
             if control.revision in refused:
                 self._settle(Receipt(control.revision, ReceiptStage.REJECTED, message=refused[control.revision]))
-            else:
-                line = ControlEntry(control.revision, control.kind, control.value, stage, reply.seq, next_chunk)
-                await self._keeper.log(line)
+            kind, value = (REFUSED, None) if control.revision in refused else (control.kind, control.value)
+            await self._keeper.log(ControlEntry(control.revision, kind, value, stage, reply.seq, next_chunk))
 
     def made(self, stage: str, revision: int, chunk: int, frame: int) -> None:
         """A stage made its first chunk since it took a control; says `applied` when the last of them did."""

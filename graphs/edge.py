@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from riverrun.graphs.graph import Endpoint
 from riverrun.models.base import Chunk, Corrupt
@@ -38,6 +39,7 @@ class EdgeQueue:
         self.from_client = from_client
         self.ended = False
         self.base = self.taken = 0
+        self.base_frame = self.taken_frames = 0
         self._furthest = 0
         self._pushed = 0
         self._frames = 0
@@ -59,13 +61,34 @@ class EdgeQueue:
         return self._slots[place].chunk if 0 <= place < len(self._slots) else None
 
     @property
+    def is_repeating(self) -> bool:
+        """Whether the head was taken before."""
+        return self.taken < self._furthest
+
+    @property
+    def held(self) -> int:
+        """Chunks that somebody keeps for this edge."""
+        return sum(1 for slot in self._slots if slot.release)
+
+    @property
+    def due_frame(self) -> int:
+        """Number of the frame that a client has to push next."""
+        return self._frames
+
+    @property
+    def frames_with_head(self) -> int:
+        """Frames taken when the head is."""
+        head = self.head
+        return head.first_frame + head.frames if head else self.taken_frames
+
+    @property
     def exhausted(self) -> bool:
         return self.ended and self.taken >= self.end
 
     @property
-    def missing(self) -> int | None:
-        """The first chunk that is known to have been made and is not here: its maker must make it again."""
-        return next((self.base + i for i, slot in enumerate(self._slots) if slot.chunk is None), None)
+    def has_gap(self) -> bool:
+        """Whether a chunk that the stage must be given is known to have been made, and is not here."""
+        return any(slot.chunk is None for slot in islice(self._slots, max(0, self.taken - self.base), None))
 
     @property
     def waiting_frames(self) -> int:
@@ -75,14 +98,13 @@ class EdgeQueue:
     def has_room(self, chunks: int) -> bool:
         return len(self) + chunks <= self.capacity
 
-    def begin_at(self, base: int, taken: int, frames: int = 0) -> None:
-        """The log of a session that others have run before: `base` is the first chunk that may be needed again.
-
-        frames: of the chunks before `base`, where a client feeds it.
-        """
+    def begin_at(self, base: int, base_frame: int, taken: int, taken_frames: int) -> None:
+        """The log of a session that others have run before: `base` is the first chunk that may be needed again,
+        `base_frame` the number of its first frame; `taken` chunks of `taken_frames` frames have been taken."""
         self.base = base
         self.taken = self._furthest = max(base, taken)
-        self._pushed, self._frames = base, frames
+        self._pushed, self._frames = base, base_frame
+        self.base_frame, self.taken_frames = base_frame, taken_frames
         self._slots = deque(_Slot() for _ in range(self.taken - base))
 
     def put(self, chunk: Chunk, release: Callable[[], None] | None = None) -> bool:
@@ -121,6 +143,7 @@ class EdgeQueue:
         if chunk is None:
             raise Corrupt(f"edge into {self.target}: chunk {self.taken} is not here")
         self.taken += 1
+        self.taken_frames = chunk.first_frame + chunk.frames
         self._furthest = max(self._furthest, self.taken)
         return chunk
 
@@ -135,16 +158,19 @@ class EdgeQueue:
         while self.base < min(count, self.taken):
             slot = self._slots.popleft()
             self.base += 1
+            if slot.chunk:
+                self.base_frame = slot.chunk.first_frame + slot.chunk.frames
             if slot.release:
                 slot.release()
 
-    def rewind(self, taken: int) -> None:
-        """The stage begins again where it had taken so many. Raises Corrupt if later ones are forgotten."""
+    def rewind(self, taken: int, frames: int) -> None:
+        """The stage begins again where it had taken so many chunks, of so many frames. Raises Corrupt if later ones are
+        forgotten."""
         if taken < self.base:
             raise Corrupt(f"edge into {self.target}: chunks {taken} to {self.base - 1} are gone")
         while self.end < taken:
             self._slots.append(_Slot())
-        self.taken = taken
+        self.taken, self.taken_frames = taken, frames
 
     def check(self) -> None:
         """Raises Corrupt where counts don't add up."""

@@ -12,6 +12,7 @@ from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.controls import ControlDesk
 from riverrun.graphs.driver import StageDriver
+from riverrun.graphs.durability import Durability
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.entry import check_input
 from riverrun.graphs.graph import Endpoint, Graph
@@ -20,10 +21,15 @@ from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.observer import Observer
 from riverrun.graphs.opening import answer
 from riverrun.graphs.pacing import lead_s, parked_s
+from riverrun.graphs.recovery import Recovery
 from riverrun.graphs.ring import OutputRing, frame_bytes
+from riverrun.graphs.saver import Saver
 from riverrun.graphs.stage import (
     EncoderHandle,
     Epoch,
+    InputLost,
+    InputRefused,
+    SaveOrder,
     StageGone,
     StageHandle,
     StaleEpoch,
@@ -34,7 +40,7 @@ from riverrun.graphs.stage import (
 from riverrun.graphs.waiting import Clock, Signal
 from riverrun.graphs.wiring import wire
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Control, Corrupt, Description, Port, Unavailable
-from riverrun.store.records import PortMark
+from riverrun.store.records import DECIDED, ENDS, ControlEntry, PortMark
 
 _WHAT: Mapping[type, str] = {
     StageGone: "is gone",
@@ -45,13 +51,13 @@ _WHAT: Mapping[type, str] = {
 }
 
 
-class Flow:
 LEAST_SLEEP_S = 0.001
 
 
+class Flow:
     """What the stage drivers call is here (see `driver.Session`), and what moves between them.
 
-    on_end: the sources were told to stop, with the reason. on_fault: a fetch failed.
+    on_end: the sources were told to stop, with the reason. on_fault: something in the background failed.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ LEAST_SLEEP_S = 0.001
         observer: Observer,
         on_end: Callable[[str], None],
         on_fault: Callable[[BaseException], None],
+        durability: Durability | None = None,
     ):
         self.clock = clock
         self.signal = signal
@@ -75,16 +82,16 @@ LEAST_SLEEP_S = 0.001
         self.epoch = Epoch(keeper.record.epoch, keeper.record.nonce)
         self.is_paused = False
         self.sources_ended = False
-        self._graph = graph
-        self._stages = stages
-        self._fetch_s = config.deadlines.floor_s
+        self.graph = graph
+        self._keeper = keeper
         self._lead_s = keeper.record.lead_s
+        self._fetch_s = config.deadlines.floor_s
         self._max_frames = keeper.record.max_frames
         self._end_pts = self._foreseen_end(descriptions)
-        self._on_end = on_end
         self._input_ports = {name: _port(descriptions, at) for name, at in graph.inputs.items()}
+        self._on_end = on_end
         self._on_fault = on_fault
-        self._fetches: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         sizes = {name: frame_bytes(descriptions[at.stage], at.port) for name, at in graph.outputs.items()}
         rings = {n: self._ring(n, at.stage, config.ring_frames, sizes[n]) for n, at in graph.outputs.items()}
         self.audience = Audience(rings, clock, signal)
@@ -99,22 +106,69 @@ LEAST_SLEEP_S = 0.001
             hand=self._hand,
             pause=self._pause,
         )
+        self.saver: Saver | None = None
+        self.recovery: Recovery | None = None
+        if durability:
+            self._protect(durability, encoders, config)
 
-    async def run(self) -> None:
-        """Drives every stage until each has ended and is flushed. Raises what a stage raised, naming the stage."""
-        async with asyncio.TaskGroup() as stages:
-            for driver in self.drivers.values():
-                stages.create_task(self._drive(driver))
+    def _protect(self, durability: Durability, encoders: Mapping[str, EncoderHandle], config: RunnerConfig) -> None:
+        self.saver = Saver(
+            self._keeper,
+            self.epoch,
+            durability.blobs,
+            self.clock,
+            config.cadence,
+            config.grace_s,
+            self.spawn,
+            self._ack_input,
+        )
+        self.saver.follow(self.drivers)
+        self.recovery = Recovery(
+            self.graph,
+            self._keeper,
+            self.epoch,
+            durability.placer,
+            encoders,
+            self.saver,
+            self.clock,
+            durability.gate,
+            config.recovery,
+            config.encode_s,
+            self.audience.tell_all,
+            lambda: self.lead_s,
+        )
+
+    def drives(self) -> list[Coroutine[Any, Any, None]]:
+        """One a stage, to be run side by side until cancelled. They raise what a stage raised, naming the stage."""
+        return [self._drive(driver) for driver in self.drivers.values()]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every stage has ended and is flushed."""
+        return all(driver.finished for driver in self.drivers.values())
+
+    @property
+    def has_all_frames(self) -> bool:
+        """Whether the first output has the frames that the session was opened for."""
+        return bool(self._max_frames) and self.audience.first.next_frame >= self._max_frames
+
+    async def hold(self, hold: bool) -> None:
+        """Returns when no step is in hand and none will begin; or lets them go on."""
+        for driver in self.drivers.values():
+            driver.is_held = hold
+        self.signal.notify()
+        if hold:
+            await self.signal.until(lambda: not any(d.is_stepping or d.fault for d in self.drivers.values()))
 
     async def push(self, port: str, chunk: Chunk, gone: Callable[[], bool]) -> None:
         """See `Runner.push`; returns without having taken the chunk when `gone()`."""
-        if port not in self._graph.inputs:
-            raise BadRequest(f"no input {port!r}; there are {', '.join(sorted(self._graph.inputs)) or 'none'}")
+        if port not in self.graph.inputs:
+            raise BadRequest(f"no input {port!r}; there are {', '.join(sorted(self.graph.inputs)) or 'none'}")
         if chunk.frames < 1:
             raise BadRequest(f"a chunk for input {port!r} needs at least one frame, got {chunk.frames}")
-        edge = self.edges[self._graph.inputs[port]]
-        await self.signal.until(lambda: edge.ended or gone() or edge.has_room(1))
+        edge = self.edges[self.graph.inputs[port]]
         check_input(port, self._input_ports[port], chunk.data)
+        await self.signal.until(lambda: edge.ended or gone() or edge.takes_push)
         if edge.ended:
             raise BadRequest(f"input {port!r} has ended, it takes no more")
         if not gone():
@@ -129,7 +183,6 @@ LEAST_SLEEP_S = 0.001
         self._on_end(reason)
         self.signal.notify()
 
-    async def stop_fetching(self) -> None:
     async def unpark(self) -> None:
         """Wakes the sources when the player has come close enough. Runs until cancelled."""
         while True:
@@ -151,9 +204,11 @@ LEAST_SLEEP_S = 0.001
         """Seconds of media made and not played."""
         return lead_s(self.audience.made, self.audience.playhead.now())
 
-        for fetch in (fetches := list(self._fetches)):
-            fetch.cancel()
-        await asyncio.gather(*fetches, return_exceptions=True)
+    async def stop(self) -> None:
+        """Nothing is fetched, saved or deleted any more."""
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def marks(self) -> dict[str, Any]:
         """How far everything has come, as fields of the session record."""
@@ -174,24 +229,29 @@ LEAST_SLEEP_S = 0.001
         self.desk.check()
 
     def check_stopped(self) -> None:
-        """Raises Corrupt if a chunk is still being fetched."""
-        if self._fetches:
-            raise Corrupt(f"session {self.session_id}: {len(self._fetches)} chunks are fetched after its end")
+        """Raises Corrupt if something is still being done."""
+        if self._tasks:
+            raise Corrupt(f"session {self.session_id}: {len(self._tasks)} tasks run after its end")
 
     # ---- what the stage drivers call ----
 
-    def emit(self, ring: OutputRing, chunk: Chunk, release: Callable[[], None]) -> None:
-        """Puts a chunk before the clients. The first output ends after `max_frames`, the others at the same time."""
+    def emit(self, ring: OutputRing, chunk: Chunk, release: Callable[[], None]) -> bool:
+        """Puts a chunk before the clients; whether it is new. The first output ends after `max_frames`, the others at
+        the same time."""
+        if chunk.seq < ring.next_chunk:
+            ring.again(chunk)
+            return False
         if self._max_frames and ring is self.audience.first:
             left = self._max_frames - ring.next_frame
             if 0 < left <= chunk.frames:
                 self._end_pts = chunk.pts + left * chunk.frame_ticks
                 self.end_sources(f"all {self._max_frames} frames were made")
-            chunk = replace(chunk, frames=min(chunk.frames, left))
+            chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
         elif self._end_pts is not None:
             left = math.ceil((self._end_pts - chunk.pts) / chunk.frame_ticks)
             chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
         ring.put(chunk, release)
+        return True
 
     async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply, next_chunk: int) -> None:
         await self.desk.carried(stage, controls, reply, next_chunk)
@@ -199,22 +259,69 @@ LEAST_SLEEP_S = 0.001
     def made(self, stage: str, revision: int, chunk: int, frame: int) -> None:
         self.desk.made(stage, revision, chunk, frame)
 
-    def consumed(self, edge: EdgeQueue, chunk: Chunk) -> None:
-        if edge.from_client:
-            port = next(name for name, at in self._graph.inputs.items() if at == edge.target)
-            self.audience.tell_controller(InputAck(port, chunk.first_frame + chunk.frames - 1))
+    async def bring_back(self, driver: StageDriver, fault: Exception) -> None:
+        """Also asks for what the stage needs and is not here: its makers make it again."""
+        if self.recovery is None:
+            raise fault
+        await self.recovery.bring_back(driver, fault)
+        for edge in driver.inputs.values():
+            if edge.has_gap and not edge.from_client:
+                self._want_again(self._maker(edge), InputLost(f"stage {driver.name!r} needs its chunks again"))
+
+    def save_due(self, driver: StageDriver) -> SaveOrder | None:
+        return self.saver.due(driver) if self.saver else None
+
+    def save_begun(self, driver: StageDriver, seq: int) -> None:
+        if self.saver:
+            self.saver.begun(driver, seq)
+
+    async def ends(self, driver: StageDriver, seq: int) -> None:
+        await self._keeper.log(ControlEntry(0, ENDS, None, driver.name, seq))
+
+    async def decided(self, driver: StageDriver, reply: StepReply) -> None:
+        await self._keeper.log(ControlEntry(0, DECIDED, reply.decisions, driver.name, reply.seq))
+
+    def input_lost(self, edge: EdgeQueue, error: InputLost) -> None:
+        edge.lose()
+        self._want_again(self._maker(edge), error)
+
+    def consumed(self, driver: StageDriver) -> None:
+        if self.saver:
+            return  # when the stage has it in its checkpoints
+        for edge in driver.inputs.values():
+            before = edge.base
+            edge.commit(edge.taken)
+            if edge.from_client and edge.base > before:
+                self._ack_input(edge)
+
+    def refused(self, edge: EdgeQueue, chunk: Chunk, why: InputRefused) -> None:
+        port, frame = self._input(edge), chunk.first_frame
+        message = f"input {port!r}: frame {frame} is left out, the stream goes on: {why}"
+        self.audience.tell_controller(InputRefusal(port, frame, message))
 
     # ---- its own ----
+
+    def _ack_input(self, edge: EdgeQueue) -> None:
+        self.audience.tell_controller(InputAck(self._input(edge), edge.base_frame - 1))
+
+    def _maker(self, edge: EdgeQueue) -> StageDriver:
+        return self.drivers[self.graph.feeders(edge.target.stage)[edge.target.port].source.stage]
+
+    def _want_again(self, driver: StageDriver, why: Exception) -> None:
+        """What a stage made is lost: it makes it again, unless it is at that already."""
+        if driver.fault is None and not driver.is_repeating:
+            driver.fault = why
+            self.signal.notify()
+
+    def _input(self, edge: EdgeQueue) -> str:
+        return next(name for name, at in self.graph.inputs.items() if at == edge.target)
 
     def _foreseen_end(self, descriptions: Mapping[str, Description]) -> int | None:
         """The media time at which the first output will have its `max_frames`: known from its rate where the stream
         begins in the graph; where a client feeds it, only once the last frame is there."""
-        if not self._max_frames or self._graph.inputs:
+        if not self._max_frames or self.graph.inputs:
             return None
-        first = next(iter(self._graph.outputs.values()))
-    def _input(self, edge: EdgeQueue) -> str:
-        return next(name for name, at in self._graph.inputs.items() if at == edge.target)
-
+        first = next(iter(self.graph.outputs.values()))
         return round(self._max_frames * TICKS_PER_SECOND / descriptions[first.stage].fps)
 
     async def _drive(self, driver: StageDriver) -> None:
@@ -227,9 +334,13 @@ LEAST_SLEEP_S = 0.001
     def _hand(self, stage: str, control: Control) -> None:
         self.drivers[stage].controls.append(control)
 
-    def _pause(self, pause: bool) -> tuple[int, int]:
-        if pause != self.sources_held:
-            self.sources_held = pause
+    async def _pause(self, pause: bool) -> tuple[int, int]:
+        """Sources are held at once; the step in hand makes the last chunk before."""
+        entries = [d for d in self.drivers.values() if not d.inputs or any(e.from_client for e in d.inputs.values())]
+        if pause != self.is_paused:
+            self.is_paused = pause
+            self.audience.playhead.hold(pause)
+            await self.signal.until(lambda: not any(driver.is_stepping for driver in entries if pause))
             self.audience.tell_all(Event(EventType.PAUSED if pause else EventType.RESUMED))
         return max(driver.next_on_first_port for driver in entries)
 
@@ -243,19 +354,25 @@ LEAST_SLEEP_S = 0.001
 
     def _ring(self, name: str, stage: str, keep: int, size: int) -> OutputRing:
         async def fetch(chunk: Chunk) -> Chunk:
-            begun, work = self.clock.now(), self._stages[stage].fetch(chunk.data)
+            begun, work = self.clock.now(), self.drivers[stage].handle.fetch(chunk.data)
             array = await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
             return self.observer.fetched(stage, replace(chunk, data=array), self.clock.now() - begun)
 
-        return OutputRing(name, keep, fetch, self._start_fetch, self.signal, size)
+        def lost(error: StageGone) -> None:
+            if self.recovery is None:
+                raise error
+            self._want_again(self.drivers[stage], error)
 
-    def _start_fetch(self, fetch: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(fetch)
-        self._fetches.add(task)
-        task.add_done_callback(self._fetched)
+        return OutputRing(name, keep, fetch, self.spawn, self.signal, lost, size)
 
-    def _fetched(self, task: asyncio.Task[None]) -> None:
-        self._fetches.discard(task)
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs it until it is done or the session ends; what it raises ends the session."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._on_fault(error)
 

@@ -19,7 +19,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from riverrun.models.base import BadRequest, Description, Kind
+from riverrun.models.base import BadRequest, Description, Port
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,19 @@ def _names(names: Any) -> str:
 def validate(graph: Graph, descriptions: Mapping[str, Description]) -> None:
     """Checks a graph against what its stages' models say. Raises BadRequest with the one thing that is wrong.
 
-    Every named port exists, an edge joins ports of one kind, every input port is fed exactly once (by an edge or a
-    graph input), there is no cycle.
+    Every named port exists, an edge joins ports of one kind and size, every input port is fed exactly once (by
+    an edge or a graph input), there is no cycle.
     """
     graph.order()
     for edge in graph.edges:
         made = _port(graph, descriptions, edge.source, "outputs")
         wanted = _port(graph, descriptions, edge.target, "inputs")
-        if made != wanted:
-            raise BadRequest(f"edge {edge.source} -> {edge.target} joins {made.value} to {wanted.value}")
+        joins = f"edge {edge.source} -> {edge.target} joins"
+        if made.kind != wanted.kind:
+            raise BadRequest(f"{joins} {made.kind.value} to {wanted.kind.value}; both ends must be of one kind")
+        size = descriptions[edge.source.stage].frame_shape
+        if wanted.size and size and wanted.size != size:
+            raise BadRequest(f"{joins} frames of {_by(size)} to {_by(wanted.size)}; both ends must have one size")
     for endpoint in graph.inputs.values():
         _port(graph, descriptions, endpoint, "inputs")
     for endpoint in graph.outputs.values():
@@ -182,12 +186,16 @@ def validate(graph: Graph, descriptions: Mapping[str, Description]) -> None:
                 raise BadRequest(f"input {stage.name}.{port.name} is fed {times} times, must be once")
 
 
-def _port(graph: Graph, descriptions: Mapping[str, Description], end: Endpoint, side: str) -> Kind:
+def _port(graph: Graph, descriptions: Mapping[str, Description], end: Endpoint, side: str) -> Port:
     graph.stage(end.stage)
-    ports = {p.name: p.kind for p in getattr(descriptions[end.stage], side)}
+    ports = {p.name: p for p in getattr(descriptions[end.stage], side)}
     if end.port not in ports:
         raise BadRequest(f"stage {end.stage!r} has no port {end.port!r} among its {side}; there are {_names(ports)}")
     return ports[end.port]
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def route_params(

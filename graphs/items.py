@@ -54,20 +54,36 @@ class InputAck:
     frame: int
 
 
+@dataclass(frozen=True)
+class InputRefusal:
+    """Frame number `frame` of this graph input was not taken by its stage, and is left out; message: why."""
+
+    port: str
+    frame: int
+    message: str
+
+
 class EventType(StrEnum):
     ENDED = "ended"
     PAUSED = "paused"
     RESUMED = "resumed"
     REPLACED = "replaced"
+    RECOVERING = "recovering"
+    RECOVERED = "recovered"
+    MOVED = "moved"
+    SUSPENDED = "suspended"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to the session. failed: with ENDED, whether it ended by a fault."""
+    """Something that happened to the session. failed: with ENDED, whether it ended by a fault. retry_s: with SUSPENDED,
+    when to come back; 0: whenever you like."""
 
     type: EventType
     reason: str = ""
     failed: bool = False
+    retry_s: float = 0.0
 
 
-Item = Frame | Receipt | InputAck | Event
+Notice = Receipt | InputAck | InputRefusal | Event
+Item = Frame | Notice

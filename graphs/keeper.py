@@ -11,7 +11,7 @@ from typing import Any
 
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import Unavailable
-from riverrun.store.records import Conflict, ControlEntry, SessionRecord, Store
+from riverrun.store.records import DECIDED, REFUSED, Conflict, ControlEntry, SessionRecord, Store
 
 log = logging.getLogger(__name__)
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
@@ -43,10 +43,16 @@ class RecordKeeper:
         self._lines.append(entry)
         while len(self._lines) > self._keep:
             old = self._lines.popleft()
-            self._folded[old.kind, old.stage] = old
+            if old.kind not in (REFUSED, DECIDED):
+                self._folded[old.kind, old.stage] = old
         self._unwritten.append(entry)
         async with self._lock:
             await self._softly(self._write_lines)
+
+    async def lines(self) -> tuple[ControlEntry, ...]:
+        """The control log as the store has it, oldest first, with what was folded before it. Raises Unavailable."""
+        self._lines = deque(await self._store.read_log(self.record.id))
+        return (*self.record.folded, *self._lines)
 
     async def commit(self, **changes: Any) -> None:
         """Changes the record and writes it, and lines that are still to be written."""

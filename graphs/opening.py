@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
 from riverrun.graphs.controls import PROMPT
+from riverrun.graphs.graph import Graph
 from riverrun.graphs.stage import EncoderHandle, Epoch, OpenReply, OpenRequest, StageGone, StageHandle
 from riverrun.graphs.waiting import Clock, within
 from riverrun.store.records import SessionRecord
@@ -30,9 +31,27 @@ def stage_seed(seed: int, index: int) -> int:
     return (seed + index * 0x9E3779B97F4A7C15) % 2**64  # odd, so all differ
 
 
+async def opening(
+    record: SessionRecord,
+    epoch: Epoch,
+    graph: Graph,
+    stage: str,
+    encoders: Mapping[str, EncoderHandle],
+    clock: Clock,
+    encode_s: float,
+) -> OpenRequest:
+    """How a stage of the session is opened, the first time and every time it begins again: its prompt encoded."""
+    params = record.params.get(stage, {})
+    embedding = None
+    if stage in encoders and PROMPT in params:
+        embedding = await answer(clock, encode_s, encoders[stage].encode(params[PROMPT]), "the prompt encoder")
+    return OpenRequest(record.id, epoch, params, stage_seed(record.seed, graph.order().index(stage)), embedding)
+
+
 async def open_stages(
     record: SessionRecord,
     epoch: Epoch,
+    graph: Graph,
     stages: Mapping[str, StageHandle],
     encoders: Mapping[str, EncoderHandle],
     clock: Clock,
@@ -41,14 +60,10 @@ async def open_stages(
 ) -> dict[str, OpenReply]:
     """Replies by stage. The first failure cancels the others; what was opened is the caller's to close."""
 
-    async def open_one(index: int, name: str) -> OpenReply:
-        params = record.params.get(name, {})
-        embedding = None
-        if name in encoders and PROMPT in params:
-            embedding = await answer(clock, encode_s, encoders[name].encode(params[PROMPT]), "the prompt encoder")
-        request = OpenRequest(record.id, epoch, params, stage_seed(record.seed, index), embedding)
+    async def open_one(name: str) -> OpenReply:
+        request = await opening(record, epoch, graph, name, encoders, clock, encode_s)
         return await answer(clock, open_s, stages[name].open(request), f"stage {name!r}")
 
-    async with asyncio.TaskGroup() as opening:
-        tasks = {name: opening.create_task(open_one(index, name)) for index, name in enumerate(stages)}
-    return {name: task.result() for name, task in tasks.items()}
+    async with asyncio.TaskGroup() as tasks:
+        replies = {name: tasks.create_task(open_one(name)) for name in stages}
+    return {name: reply.result() for name, reply in replies.items()}

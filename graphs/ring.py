@@ -63,9 +63,9 @@ class Slot:
 class OutputRing:
     """lossless: a controller reads this port (or none has come yet), so it paces the stages. cursor: the number of the
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
-    consumers are attached. on_lost: a chunk can't be fetched, as who made it is gone; it waits until it comes again.
-    resumed: others have run the session before, so its frames may be further on than this ring knows. made: media time (ticks) that the chunks so far reach to. frame_bytes: of one frame, 0 if
-    not known."""
+    consumers are attached. made: media time (ticks) that the chunks so far reach to. on_lost: a chunk can't be fetched,
+    as who made it is gone; it waits until it comes again. resumed: others have run the session before, so its client
+    may be further on than this ring knows. frame_bytes: of one frame, 0 if not known."""
 
     def __init__(
         self,

@@ -4,31 +4,41 @@ The way of a frame: a `StageDriver` a stage steps its model when there is room b
 onto the `EdgeQueue`s of the next stages, and into an `OutputRing` where it is a graph output -> a `Consumer` finds its
 next frame there, has the chunk fetched, and is given one frame against one credit. Nothing is ever dropped in between:
 a full queue or a controller without credits stalls the stage before it.
+
+With `Durability` a session outlives its actors (`recovery`), moves between them (`migration`), is put away and taken up
+again, here or by another gateway (`takeover`). Without, it ends with the first of them that dies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from riverrun.graphs.config import DEFAULTS, RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec
+from riverrun.graphs.durability import Durability
 from riverrun.graphs.flow import Flow
 from riverrun.graphs.graph import Graph, validate
 from riverrun.graphs.items import Event, EventType
 from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.migration import migrate
 from riverrun.graphs.observer import SILENT, Observer
-from riverrun.graphs.opening import answer, open_stages
-from riverrun.graphs.stage import EncoderHandle, Epoch, StageHandle, StaleEpoch
+from riverrun.graphs.opening import answer, open_stages, opening
+from riverrun.graphs.recovery import NoPlace
+from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
+from riverrun.graphs.takeover import TakeOver, settle
 from riverrun.graphs.waiting import Clock, Signal, within
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable, one_line
 from riverrun.store.records import Conflict, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
+RETRY_S = 30.0
+"""When to come back to a session that found no place."""
 
 
 class SessionEnded(BadRequest):
@@ -36,11 +46,12 @@ class SessionEnded(BadRequest):
 
 
 class Runner:
-    """One session. `open` starts it, `ended` returns when everything it held is freed; all else may be called between.
+    """One session. `open` (or `resume`) starts it, `ended` returns when all that it held is freed; all else may be
+    called between.
 
     graph: checked again against what the stages say on opening. stages, encoders: handles by stage name (encoders: only
     of stages whose model names one). record: as the store has it, state OPENING; the runner goes on writing it.
-    observer: told of every step.
+    observer: told of every step. stages is empty where the session is resumed.
     """
 
     def __init__(
@@ -53,23 +64,26 @@ class Runner:
         clock: Clock,
         config: RunnerConfig = DEFAULTS,
         observer: Observer = SILENT,
+        durability: Durability | None = None,
     ):
         self._clock = clock
         self._signal = Signal()
         self._graph = graph
-        self._stages = {name: stages[name] for name in graph.order()}
+        self._stages = dict(stages)
+        self._durability = durability
         self._encoders = encoders
         self._config = config
         self._observer = observer
         self._keeper = RecordKeeper(record, store, clock, config.log_entries, config.store_s)
         self._epoch = Epoch(record.epoch, record.nonce)
-        self._state = record.state
-        self._reason = record.reason
+        self._state = SessionState.OPENING
+        self._reason = ""
         self._descriptions: dict[str, Description] = {}
         self._flow: Flow | None = None
         self._main: asyncio.Task[None] | None = None
         self._stop: tuple[SessionState, str] | None = None
         self._fault: BaseException | None = None
+        self._retry_s = 0.0
 
     # ---- what the gateway calls ----
 
@@ -95,9 +109,20 @@ class Runner:
     async def open(self) -> None:
         """Opens every stage, prompts encoded; the stream begins. Raises what a stage raised (BadRequest for a
         parameter, Unavailable for no room), with nothing left open."""
+        await self._start(self._open)
+
+    async def resume(self, received: Mapping[str, int] | None = None) -> None:
+        """Goes on with a session that another runner has run; the record names this one's epoch.
+
+        received: by graph output, frames that the client says it has. Raises Unavailable (no room, blobs away), Corrupt
+        (what is needed is gone), Conflict; the session is left as it was then.
+        """
+        await self._start(partial(self._take_over, received or {}))
+
+    async def _start(self, begin: Callable[[], Awaitable[Flow]]) -> None:
         if self._main:
             raise Corrupt(f"session {self.record.id} was opened before")
-        self._main = asyncio.create_task(self._run(), name=f"session {self.record.id}")
+        self._main = asyncio.create_task(self._run(begin), name=f"session {self.record.id}")
         try:
             await self._signal.until(lambda: self._state is not SessionState.OPENING)
         except asyncio.CancelledError:
@@ -128,7 +153,7 @@ class Runner:
         Raises BadRequest (unknown input, data its port does not take, or after `finish`), SessionEnded. A chunk that
         the model refuses later is left out, and the controller told (InputRefusal).
         """
-        await self._live().push(port, chunk, gone=lambda: self._state.ended)
+        await self._live().push(port, chunk, gone=lambda: not self._state.runs)
         self._live()
 
     async def finish(self) -> None:
@@ -146,6 +171,38 @@ class Runner:
         if self._main:
             await asyncio.wait({self._main})
         return self.record
+
+    async def suspend(self, reason: str, retry_s: float = 0.0) -> None:
+        """Puts the session away: checkpoints of all stages, then everything is freed. It can be resumed for days.
+
+        Raises SessionEnded, Unavailable (it can't be saved now; it goes on then).
+        """
+        flow = self._live()
+        if flow.saver is None:
+            raise BadRequest(f"session {self.record.id} can't be suspended: this service keeps no checkpoints")
+        try:
+            await flow.hold(True)
+            await flow.saver.save_all()
+        except BaseException:
+            await flow.hold(False)
+            raise
+        self._retry_s = retry_s
+        self._end(SessionState.SUSPENDED, reason)
+        await self.ended()
+
+    async def migrate(self, stage: str, actor: str = "") -> Placement:
+        """Moves one stage to `actor`, or to any other than it is on. Raises as `migration.migrate`, SessionEnded."""
+        flow = self._live()
+        if flow.recovery is None:
+            raise BadRequest(f"session {self.record.id} can't be moved: this service keeps no checkpoints")
+        placement = await migrate(flow.recovery, flow.drivers[self._graph.stage(stage).name], actor)
+        flow.audience.tell_all(Event(EventType.MOVED, f"stage {stage} is on {placement.actor}"))
+        return placement
+
+    def taken_in(self) -> dict[str, int]:
+        """By graph input, the number of the frame that is due next: what a client sends before it is not needed."""
+        flow = self._live()
+        return {name: flow.edges[at].due_frame for name, at in self._graph.inputs.items()}
 
     def catch_up(self) -> Coroutine[None, None, None]:
         """Of a session that has ended: waits until the store has its record. Raises Conflict.
@@ -181,14 +238,14 @@ class Runner:
             self._flow.check()
         if self._flow and self._main and self._main.done():
             self._flow.check_stopped()
-        if self._main and self._main.done() and not self._state.ended:
+        if self._main and self._main.done() and self._state.runs:
             raise Corrupt(f"session {self.record.id} is {self._state.value}, and nothing drives it")
 
     # ---- the life of the session ----
 
-    async def _run(self) -> None:
+    async def _run(self, begin: Callable[[], Awaitable[Flow]]) -> None:
         """Opens, streams, and frees everything whichever way that ends."""
-        work = asyncio.create_task(self._work())
+        work = asyncio.create_task(self._work(begin))
         stop = asyncio.create_task(self._signal.until(lambda: self._stop))
         try:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -198,12 +255,12 @@ class Runner:
             await asyncio.gather(work, stop, return_exceptions=True)
             await self._free(*(self._stop or self._ending(work)))
 
-    async def _work(self) -> None:
-        flow = await self._open()
-        self._flow = flow
+    async def _work(self, begin: Callable[[], Awaitable[Flow]]) -> None:
+        self._flow = flow = await begin()
         self._to(SessionState.RUNNING)
         async with asyncio.TaskGroup() as tasks:
             behind = [
+                *flow.drives(),
                 flow.desk.receive(),
                 flow.desk.encode(),
                 self._commit_often(),
@@ -211,7 +268,7 @@ class Runner:
                 flow.unpark(),
             ]
             background = [tasks.create_task(each) for each in behind]
-            await flow.run()
+            await self._signal.until(lambda: flow.is_over)
             if self._state is SessionState.RUNNING:
                 self._to(SessionState.DRAINING, "the stream has ended")
             await self._signal.until(lambda: flow.audience.drained)
@@ -220,15 +277,20 @@ class Runner:
 
     async def _open(self) -> Flow:
         limits = (self._config.deadlines.first_s, self._config.encode_s)
-        replies = await open_stages(self.record, self._epoch, self._stages, self._encoders, self._clock, *limits)
+        replies = await open_stages(
+            self.record, self._epoch, self._graph, self._stages, self._encoders, self._clock, *limits
+        )
         self._descriptions = {name: reply.description for name, reply in replies.items()}
         validate(self._graph, self._descriptions)
         placement = {n: replace(self._place(n), incarnation=reply.incarnation) for n, reply in replies.items()}
         await self._keeper.commit(placement=placement, state=SessionState.RUNNING)
+        return self._flow_over(self._stages)
+
+    def _flow_over(self, stages: Mapping[str, StageHandle]) -> Flow:
         return Flow(
             self._graph,
             self._descriptions,
-            self._stages,
+            stages,
             self._encoders,
             self._keeper,
             self._clock,
@@ -237,13 +299,49 @@ class Runner:
             self._observer,
             on_end=self._draining,
             on_fault=lambda error: self._end(*self._blame(error)),
+            durability=self._durability,
+        )
+
+    async def _take_over(self, received: Mapping[str, int]) -> Flow:
+        """See `takeover`. A session that was draining drains again, once its client has sent the rest of its input."""
+        if self._durability is None:
+            raise Unavailable(f"session {self.record.id} can't be taken up: this service keeps no checkpoints")
+        found = await self._durability.blobs.manifests(self.record.id)
+        lines, was = await self._keeper.lines(), self.record
+        openings = {name: await self._opening(name) for name in self._graph.order()}
+        take = TakeOver(
+            was,
+            self._epoch,
+            self._graph,
+            openings,
+            self._durability,
+            self._clock,
+            self._config.recovery,
+            found,
+            received,
+        )
+        stands = await take.stands()
+        self._stages = {name: stand.handle for name, stand in stands.items()}
+        self._descriptions = {name: stand.description for name, stand in stands.items()}
+        await self._keeper.commit(placement={name: stand.placement for name, stand in stands.items()})
+        flow = self._flow_over(self._stages)
+        await settle(flow, stands, lines)
+        assert flow.saver is not None
+        flow.saver.follow(flow.drivers, found)
+        if not self._graph.inputs and (was.state is SessionState.DRAINING or flow.has_all_frames):
+            flow.end_sources(was.reason)
+        return flow
+
+    async def _opening(self, name: str) -> OpenRequest:
+        return await opening(
+            self.record, self._epoch, self._graph, name, self._encoders, self._clock, self._config.encode_s
         )
 
     def _place(self, name: str) -> Placement:
         return self.record.placement.get(name) or Placement(actor="", model=self._graph.stage(name).model)
 
     def _live(self) -> Flow:
-        if self._state.ended:
+        if not self._state.runs:
             raise SessionEnded(f"session {self.record.id} is {self._state.value}: {self._reason}")
         if self._flow is None:
             raise Unavailable(f"session {self.record.id} is still opening")
@@ -260,7 +358,7 @@ class Runner:
             self._to(SessionState.DRAINING, reason)
 
     def _end(self, state: SessionState, reason: str) -> None:
-        if not self._stop and not self._state.ended:
+        if not self._stop and self._state.runs:
             self._stop = (state, reason)
             self._signal.notify()
 
@@ -274,6 +372,9 @@ class Runner:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         self._fault = error
+        if isinstance(error, NoPlace):
+            self._retry_s = RETRY_S
+            return SessionState.SUSPENDED, one_line(str(error))
         if isinstance(error, BadRequest | Unavailable | Corrupt):
             return SessionState.FAILED, one_line(str(error))
         log.error("session %s: internal error", self.record.id, exc_info=error)
@@ -287,20 +388,30 @@ class Runner:
         self._to(state, reason)
         self._observer.ended(state.value)
         if self._flow:
-            self._flow.audience.end(Event(EventType.ENDED, reason, failed=state is SessionState.FAILED))
-            await self._flow.stop_fetching()
+            self._flow.audience.end(self._last_event(state, reason))
+            await self._flow.stop()
         if isinstance(self._fault, Conflict | StaleEpoch):
             return
-        for error in await asyncio.gather(*map(self._close_stage, self._stages), return_exceptions=True):
+        for error in await asyncio.gather(*map(self._close_stage, self._graph.order()), return_exceptions=True):
             if error:
                 log.warning("session %s: a stage was not closed: %s: %s", self.record.id, type(error).__name__, error)
         try:
             await self._commit()
-        except Conflict as error:
-            log.warning("%s", error)
+            if self._durability and state is SessionState.CLOSED:
+                await self._durability.blobs.forget(self.record.id)
+        except Unavailable as error:  # Conflict is one: then it is another's
+            log.warning("session %s: %s", self.record.id, error)
+
+    def _last_event(self, state: SessionState, reason: str) -> Event:
+        if state is SessionState.SUSPENDED:
+            return Event(EventType.SUSPENDED, reason, retry_s=self._retry_s)
+        return Event(EventType.ENDED, reason, failed=state is SessionState.FAILED)
 
     async def _close_stage(self, name: str) -> None:
-        work = self._stages[name].close(self.record.id, self._epoch)
+        handle = self._flow.drivers[name].handle if self._flow else self._stages.get(name)
+        if handle is None:
+            return
+        work = handle.close(self.record.id, self._epoch)
         await answer(self._clock, self._config.close_s, work, f"stage {name!r}")
 
     # ---- in the background ----

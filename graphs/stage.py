@@ -46,6 +46,14 @@ class StageGone(Unavailable):
     """The actor or its process died; its states are lost."""
 
 
+class InputLost(Unavailable):
+    """An input chunk's data died with the actor that made it; nothing was stepped, the same step is due again."""
+
+
+class InputRefused(BadRequest):
+    """The model does not take an input chunk; its State is as it was, and the same step is due again."""
+
+
 class StepFailed(Corrupt):
     """The model failed on this session's input; its State is gone. The runner restores it and tries once more."""
 
@@ -91,6 +99,7 @@ class StepRequest:
 
     acked: step replies up to this number need not be kept any more. finish: the input has ended, flush.
     save: take a checkpoint when it is made. forced: what this step decided when it was made before (`decisions`).
+    taken, taken_frames: chunks and frames that have gone into each input port, these inputs included.
     trace: the W3C traceparent under which the stage notes its spans, if it is traced.
     """
 
@@ -103,6 +112,8 @@ class StepRequest:
     finish: bool = False
     save: SaveOrder | None = None
     forced: Any = None
+    taken: Mapping[str, int] = field(default_factory=dict)
+    taken_frames: Mapping[str, int] = field(default_factory=dict)
     trace: str = ""
 
 
@@ -129,21 +140,24 @@ class StepReply:
 
 @dataclass(frozen=True)
 class AttachReply:
-    """Where a live State stands, for a runner that takes over, and the replies that nobody has acked."""
+    """Where a live State stands, for a runner that takes over, and the replies that nobody has acked. life: as in
+    `RestoreRequest`."""
 
     mark: Mark
     description: Description
     incarnation: str
+    life: int = 0
     kept: tuple[StepReply, ...] = field(default=())
 
 
 @dataclass(frozen=True)
 class Packet:
-    """A State on its way from one actor to another. snapshot: or a reference to one."""
+    """A State on its way from one actor to another. snapshot: or a reference to one. kept: replies nobody has acked."""
 
     mark: Mark
     engine: Engine
     snapshot: Snapshot | Any
+    kept: tuple[StepReply, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,13 +190,13 @@ class StageHandle(Protocol):
         """Raises BadRequest (a parameter), Unavailable (no room)."""
 
     async def step(self, request: StepRequest) -> StepReply:
-        """Raises StepFailed when the model failed on it."""
+        """Raises StepFailed when the model failed on it, InputRefused when it does not take an input."""
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         """Raises the epoch; older runners are refused from now on."""
 
     async def saved(self, session: str, epoch: Epoch, seq: int) -> Manifest:
-        """The checkpoint ordered with step `seq`, once it is durable. Raises Unavailable when it could not be written."""
+        """The checkpoint ordered with step `seq`, once it is durable. Raises Unavailable if it can't be written."""
 
     async def save(self, session: str, epoch: Epoch, order: SaveOrder) -> Manifest:
         """Takes a checkpoint between two steps and returns when it is durable."""
@@ -209,8 +223,11 @@ class Placer(Protocol):
     async def find(self, stage: str, placement: Placement) -> StageHandle | None:
         """The very actor that a placement names, if it lives."""
 
-    async def place(self, stage: str, avoid: str = "") -> tuple[StageHandle, Placement]:
-        """An actor with room for the stage's model, on another incarnation than `avoid`. Raises Unavailable."""
+    async def place(self, stage: str, avoid: str = "", actor: str = "") -> tuple[StageHandle, Placement]:
+        """An actor with room for the stage's model: `actor` if named, and on another incarnation than `avoid`.
+
+        Raises Unavailable, BadRequest (no such actor, or it runs another model).
+        """
 
 
 class EncoderHandle(Protocol):
@@ -225,6 +242,8 @@ __all__ = [
     "BadRequest",
     "EncoderHandle",
     "Epoch",
+    "InputLost",
+    "InputRefused",
     "Mismatch",
     "OpenReply",
     "OpenRequest",

@@ -57,9 +57,10 @@ class RunnerStatus:
     stages: tuple[StageStatus, ...]
     outputs: tuple[OutputStatus, ...]
 
-
     parked: bool
     lead_s: float
+
+
 def stage_status(name: str, model: str, place: Placement, driver: StageDriver | None) -> StageStatus:
     """driver: None while the session is opening."""
     if driver is None:

@@ -56,10 +56,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Port:
-    """A named, typed end of an edge."""
+    """A named, typed end of an edge. size: (H, W) that its frames must have; None: any, or the model looks itself."""
 
     name: str
     kind: Kind
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class StreamModel(ABC):
         """The State that `snapshot` was taken of. Raises Corrupt if it does not fit."""
 
     def push(self, state: Any, chunk: Chunk) -> None:
-        """Takes an input chunk into the State. Sources take none."""
+        """Takes an input chunk into the State. Sources take none. Raises BadRequest for one it does not take, with the
+        State as it was: the chunk is left out, and the stream goes on."""
         raise BadRequest(f"{type(self).__name__} takes no input, got a chunk on port {chunk.port!r}")
 
     def control(self, state: Any, control: Control) -> None:

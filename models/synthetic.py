@@ -143,7 +143,7 @@ class Synthetic(StreamModel):
 
     def describe(self, params: SyntheticParams) -> Description:
         return Description(
-            inputs=(Port("frames", Kind.FRAMES),) if params.takes else (),
+            inputs=(Port("frames", Kind.FRAMES, (params.height, params.width)),) if params.takes else (),
             outputs=(Port("frames", Kind.FRAMES),),
             controls=("prompt", "parameters"),
             chunk_frames=params.chunk_frames,

@@ -61,23 +61,25 @@ JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("graph", "params", "client_id", "seed", "idle_timeout", "max_frames")
+    __slots__ = ("graph", "params", "client_id", "seed", "idle_timeout", "max_frames", "lead")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
     graph: str
     params: _struct_pb2.Struct
     client_id: str
     seed: int
     idle_timeout: _duration_pb2.Duration
     max_frames: int
-    def __init__(self, graph: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., client_id: _Optional[str] = ..., seed: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_frames: _Optional[int] = ...) -> None: ...
+    lead: _duration_pb2.Duration
+    def __init__(self, graph: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., client_id: _Optional[str] = ..., seed: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_frames: _Optional[int] = ..., lead: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "graph", "state", "reason", "created", "stages", "outputs", "frames_delivered", "resume_token", "gateways")
+    __slots__ = ("session_id", "graph", "state", "reason", "created", "stages", "outputs", "frames_delivered", "resume_token", "gateways", "lead_s", "parked")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +90,8 @@ class Session(_message.Message):
     FRAMES_DELIVERED_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     GATEWAYS_FIELD_NUMBER: _ClassVar[int]
+    LEAD_S_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     graph: str
     state: SessionState
@@ -98,7 +102,9 @@ class Session(_message.Message):
     frames_delivered: int
     resume_token: str
     gateways: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session_id: _Optional[str] = ..., graph: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., reason: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPort, _Mapping]]] = ..., frames_delivered: _Optional[int] = ..., resume_token: _Optional[str] = ..., gateways: _Optional[_Iterable[str]] = ...) -> None: ...
+    lead_s: float
+    parked: bool
+    def __init__(self, session_id: _Optional[str] = ..., graph: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., reason: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPort, _Mapping]]] = ..., frames_delivered: _Optional[int] = ..., resume_token: _Optional[str] = ..., gateways: _Optional[_Iterable[str]] = ..., lead_s: _Optional[float] = ..., parked: _Optional[bool] = ...) -> None: ...
 
 class StageStatus(_message.Message):
     __slots__ = ("stage", "model", "actor", "incarnation", "steps", "held_bytes", "compute_ms_p50", "compute_ms_p99")

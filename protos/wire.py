@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from riverrun.protos import riverrun_pb2 as pb
 
@@ -19,6 +19,7 @@ MAX_PART_BYTES = 1 << 20
 MAX_FRAME_BYTES = 256 << 20
 """The largest frame a `Joiner` takes, decoded: 64 Mi float32 values. A peer can't make it allocate more."""
 
+MAX_AXES = 8
 DEFAULT_QUALITY = 90
 RAW, JPEG, PNG = pb.CODEC_RAW, pb.CODEC_JPEG, pb.CODEC_PNG
 CODECS = {"raw": RAW, "jpeg": JPEG, "png": PNG}
@@ -134,6 +135,14 @@ class Joiner:
         self._parts = []
         return joined
 
+    def check_whole(self) -> None:
+        """Raises WireError in the middle of a frame."""
+        if self._parts:
+            first = self._parts[0]
+            raise WireError(
+                f"frame {first.frame} of port {first.port!r}: {len(self._parts)} of {first.parts} parts came; send all"
+            )
+
     def _check(self, part: pb.FramePart) -> None:
         where = f"frame {part.frame} of port {part.port!r}"
         if part.parts < 1 or len(part.data) > MAX_PART_BYTES:
@@ -147,7 +156,9 @@ class Joiner:
             return
         if part.dtype not in _DTYPES:
             raise WireError(f"{where}: unknown dtype {part.dtype!r}; there are {', '.join(sorted(_DTYPES))}")
-        size = _nbytes(part)
+        if len(part.shape) > MAX_AXES:
+            raise WireError(f"{where}: a shape of {len(part.shape)} axes, at most {MAX_AXES}")
+        size = math.prod(max(1, axis) for axis in part.shape) * np.dtype(part.dtype).itemsize  # empty ones too
         if size > self._max_frame_bytes or part.parts > self._max_frame_bytes // MAX_PART_BYTES + 1:
             raise WireError(
                 f"{where}: {size} bytes in {part.parts} parts, at most {self._max_frame_bytes} bytes a frame"
@@ -198,7 +209,9 @@ def _decode_picture(data: bytearray, shape: tuple[int, ...], where: str) -> np.n
             if (image.height, image.width) != shape[:2]:  # before decoding: the sender's shape bounds what we allocate
                 raise WireError(f"{where}: a picture of {image.height}x{image.width}, its header says {list(shape)}")
             return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except WireError:
+        raise
+    except Exception as error:  # Pillow raises whatever its plugins do on damaged data
         raise WireError(f"{where}: the picture can't be decoded ({error})") from error
 
 

@@ -23,13 +23,15 @@ SCHEMA = 1
 class Mark:
     """Where one stage of a session stands between two steps.
 
-    seq: steps made, so the number of the next one. consumed: chunks taken, by input port. chunks, frames: made so far,
-    by output port. ready: the model could step again without input. revision: of the newest control in force; seen: of
-    the newest one it was given, refused ones too. flushed: its input has ended and it gave what was left.
+    seq: steps made, so the number of the next one. consumed, consumed_frames: chunks and frames taken, by input port.
+    chunks, frames: made so far, by output port. ready: the model could step again without input. revision: of the
+    newest control in force; seen: of the newest one it was given, refused ones too. flushed: its input has ended and it
+    gave what was left.
     """
 
     seq: int = 0
     consumed: Mapping[str, int] = field(default_factory=dict)
+    consumed_frames: Mapping[str, int] = field(default_factory=dict)
     chunks: Mapping[str, int] = field(default_factory=dict)
     frames: Mapping[str, int] = field(default_factory=dict)
     ready: bool = False

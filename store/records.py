@@ -34,6 +34,7 @@ class SessionState(StrEnum):
     OPENING = "opening"
     RUNNING = "running"
     DRAINING = "draining"
+    SUSPENDED = "suspended"
     CLOSED = "closed"
     FAILED = "failed"
 
@@ -41,12 +42,18 @@ class SessionState(StrEnum):
     def ended(self) -> bool:
         return self in (SessionState.CLOSED, SessionState.FAILED)
 
+    @property
+    def runs(self) -> bool:
+        """Whether a runner has it: it may begin, stream or drain."""
+        return not self.ended and self is not SessionState.SUSPENDED
+
 
 _S = SessionState
 _NEXT: Mapping[SessionState, frozenset[SessionState]] = {
-    _S.OPENING: frozenset({_S.RUNNING, _S.CLOSED, _S.FAILED}),
-    _S.RUNNING: frozenset({_S.DRAINING, _S.CLOSED, _S.FAILED}),
-    _S.DRAINING: frozenset({_S.CLOSED, _S.FAILED}),
+    _S.OPENING: frozenset({_S.RUNNING, _S.SUSPENDED, _S.CLOSED, _S.FAILED}),
+    _S.RUNNING: frozenset({_S.DRAINING, _S.SUSPENDED, _S.CLOSED, _S.FAILED}),
+    _S.DRAINING: frozenset({_S.SUSPENDED, _S.CLOSED, _S.FAILED}),
+    _S.SUSPENDED: frozenset({_S.OPENING, _S.CLOSED, _S.FAILED}),
     _S.CLOSED: frozenset(),
     _S.FAILED: frozenset(),
 }
@@ -80,6 +87,10 @@ class PortMark:
     emitted: int = 0
     sent: int = 0
     acked: int = 0
+
+
+REFUSED, ENDS, DECIDED = "refused", "ends", "decided"
+"""Kinds of lines that are no client's control: a stage refused one, a source is flushed, a step decided by value."""
 
 
 @dataclass(frozen=True)

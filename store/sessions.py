@@ -3,6 +3,7 @@
     rr:{<session>}:record   hash: version, epoch, nonce, json     (the braces keep a session in one cluster slot)
     rr:{<session>}:log      list: control log, bounded
     rr:client:<tenant>:<client_id>   the session that a client id stands for
+    rr:tenant:<tenant>      sorted set: what counts as its sessions (`store/tenants.py`)
     rr:sessions             sorted set: session by time of creation; a hint, mended as pages are read and sessions come
     rr:gateway:<name>, rr:gateways   address with a TTL, and sorted set: gateway by expiry
 
@@ -23,7 +24,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from riverrun.models.base import BadRequest, Unavailable
+from riverrun.models.base import BadRequest, Unavailable, one_line
+from riverrun.store import tenants
 from riverrun.store.records import (
     ENDED_TTL_S,
     LIVE_TTL_S,
@@ -108,6 +110,7 @@ class SessionStore:
         self._write = self._redis.register_script(_WRITE)
         self._log = self._redis.register_script(_LOG)
         self._claim = self._redis.register_script(_CLAIM)
+        self._admit = self._redis.register_script(tenants.ADMIT)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -154,6 +157,11 @@ class SessionStore:
             if holder is not None and not holder.state.ended:
                 return holder
             dead = held
+
+    async def admit(self, record: SessionRecord, most: int) -> bool:
+        alive = await self.gateways()
+        with _reached():
+            return await tenants.admit(self._redis, self._admit, self._read, alive, record, most)
 
     async def get(self, session: str) -> SessionRecord | None:
         with _reached():
@@ -209,6 +217,8 @@ class SessionStore:
                 raise Conflict(f"session {new.id} is not version {old.version} of epoch {old.epoch} any more")
             if new.client_id:
                 await self._redis.pexpire(client_key(new), ttl)
+            if new.tenant and new.state.ended:
+                await self._redis.zrem(tenants.tenant_key(new.tenant), new.id)
         return new
 
     async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
@@ -250,5 +260,7 @@ class SessionStore:
 def _reached() -> Iterator[None]:
     try:
         yield
+    except ResponseError as error:  # it answers: no memory left, a replica, not enough replicas
+        raise Unavailable(f"the session store refuses: {one_line(str(error))}") from error
     except (RedisError, OSError) as error:
         raise Unavailable(f"the session store does not answer: {type(error).__name__}: {error}") from error

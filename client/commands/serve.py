@@ -23,11 +23,15 @@ def serve(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJso
 
 
 async def _serve(config: ServiceConfig, as_json: bool) -> None:
+    from riverrun.actors.logs import set_up
     from riverrun.actors.serve import Service
 
+    set_up(config.log)
     async with Service(config) as service:
         if as_json:
-            show_json({"address": service.address})
+            show_json({"address": service.address, "metrics": service.metrics_address})
         err.print(f"riverrun serves at [bold]{service.address}[/]; Ctrl-C stops it", highlight=False)
+        if service.metrics_address:
+            err.print(f"metrics at http://{service.metrics_address}/metrics", highlight=False)
         await service.until_stopped()
         err.print(f"stopping: clients have {config.drain_s:g} s to leave", highlight=False)

@@ -1,0 +1,75 @@
+"""Moves one stage of a running session to another actor: prepare, finish the step in hand, transfer, commit, go on.
+
+Until the record names the target, the source is in charge and nothing of it was changed: whatever fails before leaves
+the stream where it was, a pause older.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from riverrun.graphs.driver import StageDriver
+from riverrun.graphs.opening import answer
+from riverrun.graphs.recovery import Recovery
+from riverrun.graphs.stage import Packet, RestoreRequest
+from riverrun.models.base import Corrupt, Unavailable
+from riverrun.store.records import Placement
+
+log = logging.getLogger(__name__)
+
+
+async def migrate(recovery: Recovery, driver: StageDriver, actor: str = "") -> Placement:
+    """The stage's new placement: on `actor`, or on any other than it is on now.
+
+    Raises Unavailable (no room, one of both died), BadRequest (no such actor), Corrupt, Conflict (the session was taken
+    over); the source goes on then, if it lives.
+    """
+    keeper, config, clock = recovery.keeper, recovery.config, recovery.clock
+    old = keeper.record.placement[driver.name]
+    target, placement = await recovery.placer.place(driver.name, avoid=old.incarnation, actor=actor)
+    opening = await recovery.opening(driver.name)
+    source, session = driver.handle, keeper.record.id
+    try:
+        work = target.prepare(opening)
+        await answer(clock, config.restore_s, work, f"{placement.actor}, to take a session,")
+        async with _standing(driver):
+            packet: Packet = await answer(clock, config.restore_s, source.export(session, recovery.epoch), old.actor)
+            driver.life += 1
+            work_in = target.restore(RestoreRequest(opening, driver.life, packet))
+            reply = await answer(clock, config.restore_s, work_in, placement.actor)
+            if reply.mark.seq != driver.next_seq:
+                raise Corrupt(f"stage {driver.name!r} stands at step {reply.mark.seq}, {driver.next_seq} is due")
+            placement = replace(placement, incarnation=reply.incarnation)
+            await keeper.commit(placement={**keeper.record.placement, driver.name: placement})
+            driver.handle = target
+    except BaseException:
+        recovery.leave(target)
+        raise
+    recovery.leave(source)
+    return placement
+
+
+class _standing:
+    """Inside, the stage makes no step. Raises Unavailable if it has a fault instead."""
+
+    def __init__(self, driver: StageDriver):
+        self._driver = driver
+
+    async def __aenter__(self) -> None:
+        driver = self._driver
+        driver.is_held = True
+        try:
+            await driver.session.signal.until(lambda: driver.fault or not driver.is_stepping)
+            if driver.fault:
+                raise Unavailable(f"stage {driver.name!r} is being brought back; move it later")
+        except BaseException:
+            self._go_on()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._driver.is_held = False
+        self._driver.session.signal.notify()

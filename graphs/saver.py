@@ -1,0 +1,154 @@
+"""Checkpoints of one session: ordered with steps, noted in the record when durable, deleted when nobody needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from riverrun.graphs.checkpoints import Cadence, CheckpointBook
+from riverrun.graphs.driver import StageDriver
+from riverrun.graphs.edge import EdgeQueue
+from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.stage import Epoch, SaveOrder, StageGone, StaleEpoch, UnknownSession
+from riverrun.graphs.waiting import Clock
+from riverrun.models.base import Corrupt, Unavailable
+from riverrun.store.checkpoints import Manifest
+
+log = logging.getLogger(__name__)
+MAX_UNSAVED = 256
+"""Chunks an edge keeps at most for a stage whose checkpoints can't be written; older ones are given up."""
+
+
+class Blobs(Protocol):
+    """Where checkpoints lie, as the runner sees it. Each method may raise Unavailable."""
+
+    async def manifests(self, session: str) -> Sequence[Manifest]:
+        """All of a session that can be read, oldest first."""
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Deleting what is not there is no error."""
+
+    async def forget(self, session: str) -> None:
+        """Deletes all there is of a session."""
+
+
+@dataclass
+class _Stage:
+    """Of one stage. seq, at: step and time of the last order. is_writing: it is not durable yet."""
+
+    book: CheckpointBook
+    at: float
+    seq: int = -1
+    is_writing: bool = False
+    is_failing: bool = False
+
+
+@dataclass
+class Saver:
+    """spawn: runs a coroutine as long as the session. on_input_durable: the client need not keep what it sent before
+    `edge.base_frame`. grace_s: blobs outlive their replacement by so long, for a store that loses its last writes."""
+
+    keeper: RecordKeeper
+    epoch: Epoch
+    blobs: Blobs
+    clock: Clock
+    cadence: Cadence
+    grace_s: float
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    on_input_durable: Callable[[EdgeQueue], None]
+    drivers: Mapping[str, StageDriver] = field(default_factory=dict)
+    stages: dict[str, _Stage] = field(default_factory=dict)
+
+    def follow(self, drivers: Mapping[str, StageDriver], found: Sequence[Manifest] = ()) -> None:
+        """Takes charge. found: checkpoints from before, of a session that others have run."""
+        self.drivers = drivers
+        for name, driver in drivers.items():
+            book = CheckpointBook(m for m in found if m.stage == name)
+            self.stages[name] = _Stage(book, self.clock.now(), driver.next_seq - 1)
+
+    def book(self, stage: str) -> CheckpointBook:
+        return self.stages[stage].book
+
+    def due(self, driver: StageDriver) -> SaveOrder | None:
+        """The checkpoint to take with the step about to be made; one at a time."""
+        mine = self.stages[driver.name]
+        inputs = sum(edge.waiting_frames for edge in driver.inputs.values() if edge.from_client)
+        steps, seconds = driver.next_seq - mine.seq, self.clock.now() - mine.at
+        if mine.is_writing or not self.cadence.is_due(steps, seconds, inputs):
+            return None
+        return self.order()
+
+    def order(self) -> SaveOrder:
+        return SaveOrder(self.cadence.kind, self.keeper.record.to_json())
+
+    def begun(self, driver: StageDriver, seq: int) -> None:
+        """Step `seq` was made; its checkpoint is noted when it is durable."""
+        mine = self.stages[driver.name]
+        mine.seq, mine.at, mine.is_writing = seq, self.clock.now(), True
+        work = driver.handle.saved(self.keeper.record.id, self.epoch, seq)
+        self.spawn(self._settle(driver, work))
+
+    async def save_all(self) -> None:
+        """A checkpoint of every stage, all between two steps. Raises what a stage raised."""
+        session = self.keeper.record.id
+        async with asyncio.TaskGroup() as saving:
+            work = [saving.create_task(d.handle.save(session, self.epoch, self.order())) for d in self._unflushed()]
+        for task in work:
+            self.book(task.result().stage).add(task.result())
+        await self.keeper.commit(manifests=self.briefs())
+
+    def _unflushed(self) -> list[StageDriver]:
+        return [driver for driver in self.drivers.values() if not driver.finished]
+
+    def briefs(self) -> tuple[Mapping[str, Any], ...]:
+        """Of all checkpoints there are, as the record keeps them."""
+        return tuple(m.brief() for mine in self.stages.values() for m in mine.book.manifests)
+
+    async def _settle(self, driver: StageDriver, work: Coroutine[Any, Any, Manifest]) -> None:
+        mine = self.stages[driver.name]
+        try:
+            manifest = await work
+        except (StageGone, UnknownSession, StaleEpoch):
+            return  # its driver finds out
+        except (Unavailable, Corrupt) as error:
+            if not mine.is_failing:
+                log.warning("session %s: no checkpoint of stage %s: %s", self.keeper.record.id, driver.name, error)
+            mine.is_failing = True
+            self._bound(driver)
+            return
+        finally:
+            mine.is_writing = False
+        mine.is_failing = False
+        mine.book.add(manifest)
+        await self.keeper.commit(manifests=self.briefs())
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of everything that no replay needs: consumers first, as what they need decides about the others."""
+        for name in reversed(self.drivers):
+            driver, book = self.drivers[name], self.book(name)
+            floor = book.floor(driver.acked)
+            for port, edge in driver.inputs.items():
+                before = edge.base
+                edge.commit(floor.consumed.get(port, 0))
+                if edge.from_client and edge.base > before:
+                    self.on_input_durable(edge)
+            driver.log.forget(floor.seq)
+            for manifest in book.outdated(driver.acked):
+                book.drop(manifest)
+                self.spawn(self._delete(manifest))
+
+    def _bound(self, driver: StageDriver) -> None:
+        for edge in driver.inputs.values():
+            edge.commit(edge.taken - MAX_UNSAVED)
+
+    async def _delete(self, manifest: Manifest) -> None:
+        """Once the grace is over. What is left by a gateway that dies meanwhile goes with its session."""
+        await self.clock.sleep(self.grace_s)
+        try:
+            await self.blobs.delete(manifest)
+        except Unavailable as error:
+            log.warning("checkpoint %s was not deleted: %s", manifest.path, error)

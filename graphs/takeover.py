@@ -1,0 +1,151 @@
+"""Goes on with a session that another runner has run: from the States that live, else from checkpoints.
+
+Three questions, answered for each stage with those behind it first, since what they need decides where it may begin:
+does its State live (`attach`)? if not, from which checkpoint can it go on? what of its outputs is still wanted?
+Then edges, rings and drivers are set to those numbers, and the stream goes on as it does after a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from riverrun.graphs.checkpoints import CheckpointBook
+from riverrun.graphs.durability import Durability
+from riverrun.graphs.flow import Flow
+from riverrun.graphs.graph import Edge, Graph
+from riverrun.graphs.opening import answer
+from riverrun.graphs.recovery import RecoveryConfig
+from riverrun.graphs.stage import (
+    Epoch,
+    OpenRequest,
+    RestoreRequest,
+    StageHandle,
+    StepFailed,
+    StepReply,
+)
+from riverrun.graphs.waiting import Clock
+from riverrun.models.base import Corrupt, Description, Unavailable
+from riverrun.store.checkpoints import Manifest, Mark
+from riverrun.store.records import ControlEntry, Placement, SessionRecord
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where one stage was found. mark: it stands there. kept: replies that are still wanted; none if it was restored.
+    floor: it may begin again there, and no earlier. lives: nothing was lost."""
+
+    handle: StageHandle
+    placement: Placement
+    description: Description
+    mark: Mark
+    kept: tuple[StepReply, ...]
+    floor: Mark
+    lives: bool
+    life: int = 0
+
+    def begins(self, port: str) -> tuple[int, int]:
+        """Number of the first chunk on an output port that it still has or will make, and of its first frame."""
+        for chunk in (chunk for reply in self.kept for chunk in reply.chunks if chunk.port == port):
+            return chunk.seq, chunk.first_frame
+        return self.mark.chunks.get(port, 0), self.mark.frames.get(port, 0)
+
+
+@dataclass
+class TakeOver:
+    """received: by graph output, the frames that the client says it has, where it is known."""
+
+    record: SessionRecord
+    epoch: Epoch
+    graph: Graph
+    openings: Mapping[str, OpenRequest]
+    durability: Durability
+    clock: Clock
+    config: RecoveryConfig
+    found: Sequence[Manifest]
+    received: Mapping[str, int]
+
+    async def stands(self) -> dict[str, Stand]:
+        """Every stage on its feet, in flow order. Raises Unavailable (no room), Corrupt (what is needed is gone)."""
+        stands: dict[str, Stand] = {}
+        for name in reversed(self.graph.order()):
+            stands[name] = await self._attached(name) or await self._restored(name, stands)
+        return {name: stands[name] for name in self.graph.order()}
+
+    async def _attached(self, name: str) -> Stand | None:
+        placement = self.record.placement.get(name)
+        handle = await self.durability.placer.find(name, placement) if placement else None
+        if placement is None or handle is None:
+            return None
+        try:
+            work = handle.attach(self.record.id, self.epoch)
+            reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
+        except (Unavailable, StepFailed) as error:
+            log.warning("session %s: stage %s has to be restored: %s", self.record.id, name, error)
+            return None
+        acked = reply.kept[0].seq - 1 if reply.kept else reply.mark.seq - 1
+        floor = self._book(name).floor(acked)
+        return Stand(handle, placement, reply.description, reply.mark, reply.kept, floor, True, reply.life)
+
+    async def _restored(self, name: str, behind: Mapping[str, Stand]) -> Stand:
+        old = self.record.placement.get(name)
+        handle, placement = await self.durability.placer.place(name, old.incarnation if old else "")
+        for life, source in enumerate((*self._usable(name, behind), None), start=1):
+            try:
+                work = handle.restore(RestoreRequest(self.openings[name], life, source))
+                reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
+            except Corrupt as error:
+                if source is None:
+                    raise
+                log.error("session %s: checkpoint %s can't be used: %s", self.record.id, source.path, error)
+                continue
+            floor = self._book(name).floor(reply.mark.seq - 1)
+            placement = replace(placement, incarnation=reply.incarnation)
+            return Stand(handle, placement, reply.description, reply.mark, (), floor, False, life)
+        raise AssertionError("the last source raises")
+
+    def _usable(self, name: str, behind: Mapping[str, Stand]) -> list[Manifest]:
+        """Newest first: those before which nobody behind the stage wants anything; if all are later, the oldest."""
+        manifests = self._book(name).manifests
+        fit = [m for m in reversed(manifests) if self._is_early(m.mark, name, behind)]
+        return fit or list(manifests[:1])
+
+    def _is_early(self, mark: Mark, name: str, behind: Mapping[str, Stand]) -> bool:
+        edges = [edge for edge in self.graph.edges if edge.source.stage == name]
+        fits = all(mark.chunks.get(e.source.port, 0) <= _wanted(e, behind) for e in edges)
+        outputs = {n: at.port for n, at in self.graph.outputs.items() if at.stage == name}
+        return fits and all(mark.frames.get(port, 0) <= self._had(output) for output, port in outputs.items())
+
+    def _had(self, output: str) -> int:
+        """Frames of a graph output that the client has for certain."""
+        noted = self.record.ports.get(output)
+        return max(noted.acked if noted else 0, self.received.get(output, 0))
+
+    def _book(self, name: str) -> CheckpointBook:
+        return CheckpointBook(m for m in self.found if m.stage == name)
+
+
+def _wanted(edge: Edge, behind: Mapping[str, Stand]) -> int:
+    """The first chunk that the stage behind an edge may ask for again."""
+    return behind[edge.target.stage].floor.consumed.get(edge.target.port, 0)
+
+
+async def settle(flow: Flow, stands: Mapping[str, Stand], lines: Sequence[ControlEntry]) -> None:
+    """Sets an empty flow to where its stages stand, and takes up the control log."""
+    for at, edge in flow.edges.items():
+        stand = stands[at.stage]
+        base, frame = stand.floor.consumed.get(at.port, 0), stand.floor.consumed_frames.get(at.port, 0)
+        edge.begin_at(base, frame, stand.mark.consumed.get(at.port, 0), stand.mark.consumed_frames.get(at.port, 0))
+    for name, ring in flow.audience.rings.items():
+        at = flow.graph.outputs[name]
+        ring.begin_at(*stands[at.stage].begins(at.port))
+    for name, driver in flow.drivers.items():
+        stand = stands[name]
+        driver.life = stand.life
+        driver.resume(stand.mark, stand.kept)
+    await flow.desk.go_on(
+        lines, {n: d.log for n, d in flow.drivers.items()}, {n: s.mark.seen for n, s in stands.items()}
+    )
