@@ -138,6 +138,7 @@ class Connection:
         self._writing = asyncio.Lock()
         self._stall_s = stall_s or None
         self._credits: dict[str, int] = {}
+        self._pace = pace
         self._leaving = False
         self._consumer: Consumer
         self._feed = InputFeed(hosted, pool)
@@ -159,8 +160,8 @@ class Connection:
             self._consumer.close()
 
     async def send(self, message: pb.ServerMessage) -> None:
-        async with self._writing:
         """Returns when gRPC has taken it: when the client has read most of what came before. Raises Stalled."""
+        async with self._writing:
             try:
                 async with asyncio.timeout(self._stall_s):
                     await self._context.write(message)
@@ -229,10 +230,10 @@ class Connection:
         for part in parts:
             await self.send(pb.ServerMessage(frame=part))
         self._credits[item.port] -= 1
-
-    async def _parts(self, frame: Frame) -> list[pb.FramePart]:
         size, sent = sum(len(part.data) for part in parts), time.monotonic()
         self._runner.observer.sent(item, _CODECS[parts[0].codec], size, made - begun, sent - made)
+
+    async def _parts(self, frame: Frame) -> list[pb.FramePart]:
         wish = self._wishes.get(frame.port, pb.PortWish(codec=RAW))
         header = Header(
             port=frame.port,
@@ -293,15 +294,10 @@ class Connection:
             await self.send(server_message(receipt))
 
 
-async def _opening(requests: Requests) -> pb.Open:
-    """The first message. Raises BadRequest if it is another one, or none comes."""
-    try:
-        async with asyncio.timeout(OPEN_S):
 def _metadata(context: grpc.aio.ServicerContext, key: str) -> str:
     return next((str(value) for name, value in context.invocation_metadata() or () if name == key), "")
 
 
-            first = await anext(aiter(requests), None)
 @contextlib.asynccontextmanager
 async def _letting_go() -> AsyncIterator[None]:
     """What is raised inside goes on without the values of the calls it came through."""
@@ -316,6 +312,7 @@ async def _opening(requests: Requests) -> pb.Open:
     """The first message. Raises BadRequest if it is another one, or none comes."""
     try:
         async with asyncio.timeout(OPEN_S):
+            first = await anext(aiter(requests), None)
     except TimeoutError:
         raise BadRequest(f"nothing was sent for {OPEN_S:g} s; the first message must be `open`") from None
     kind = first.WhichOneof("message") if first is not None else None
