@@ -15,6 +15,7 @@ from typing import Any
 from riverrun.actors.errors import NotFound
 from riverrun.actors.host import MAX_CLIENT_ID, Hosted, SessionHost, SessionWish
 from riverrun.actors.principal import ANYBODY, Principal
+from riverrun.actors.quota import Pace
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
 from riverrun.actors.timed import TimedControl, TimedStage
@@ -196,7 +197,7 @@ class JobDesk:
         return hosted, writers
 
     async def _run(self, job: Job, hosted: Hosted, writers: dict[str, Writer]) -> None:
-        sink = _Counting(FileSink(writers, self._pool), job)
+        sink = _Counting(FileSink(writers, self._pool), job, self._host.quotas.pace(job.spec.tenant))
         failure = "stopped"
         try:
             if job.state is JobState.RUNNING:
@@ -232,10 +233,10 @@ def _check_taken(controls: Sequence[TimedControl], stages: Sequence[TimedStage])
 
 
 class _Counting:
-    """Counts the frames of the slowest port into the job."""
+    """Counts the frames of the slowest port into the job, which goes at its tenant's pace."""
 
-    def __init__(self, inner: FileSink, job: Job) -> None:
-        self._inner, self._job = inner, job
+    def __init__(self, inner: FileSink, job: Job, pace: Pace) -> None:
+        self._inner, self._job, self._pace = inner, job, pace
 
     @property
     def frames(self) -> dict[str, int]:
@@ -243,6 +244,7 @@ class _Counting:
         return self._inner.frames
 
     async def write(self, frame: Frame) -> None:
+        await self._pace.take()
         await self._inner.write(frame)
         self._job.frames_done = min(self.frames.values())
         self._job.changed.notify()

@@ -23,6 +23,7 @@ from riverrun.actors.errors import Denied, SessionFailed, mapped
 from riverrun.actors.host import Hosted, SessionHost
 from riverrun.actors.inputs import InputFeed
 from riverrun.actors.messages import duration, live_session, server_message
+from riverrun.actors.quota import Pace
 from riverrun.actors.requests import control_of
 from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
@@ -81,7 +82,8 @@ class Streams(rpc.StreamsServicer):
         opening = await _opening(requests)
         await self._host.check_owner(opening.session_id, caller())
         hosted = await self._host.live(opening.session_id)
-        connection = Connection(hosted, opening, context, self._pool, self._host.config.stall_s)
+        pace = self._host.quotas.pace(caller().tenant)
+        connection = Connection(hosted, opening, context, self._pool, self._host.config.stall_s, pace)
         if connection.role is Role.CONTROLLER:
             check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
             self._host.check_token(hosted, opening.resume_token)
@@ -118,7 +120,8 @@ class Stalled(Unavailable):
 
 
 class Connection:
-    """One client. credits: what it gave and was not used yet, by port. stall_s: see `ServiceConfig`."""
+    """One client. credits: what it gave and was not used yet, by port. stall_s: see `ServiceConfig`. pace: of
+    its tenant."""
 
     def __init__(
         self,
@@ -127,6 +130,7 @@ class Connection:
         context: grpc.aio.ServicerContext,
         pool: Executor,
         stall_s: float,
+        pace: Pace,
     ) -> None:
         if opening.role not in _ROLES:
             raise BadRequest("role must be ROLE_CONTROLLER or ROLE_VIEWER")
@@ -224,6 +228,7 @@ class Connection:
         if not isinstance(item, Frame):
             await self.send(server_message(item))
             return
+        await self._pace.take()
         begun = time.monotonic()
         parts = await self._parts(item)
         made = time.monotonic()

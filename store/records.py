@@ -219,6 +219,12 @@ class Store(Protocol):
     async def create(self, record: SessionRecord) -> SessionRecord:
         """Writes a new record (version 1), or returns the live one with the same tenant and client_id."""
 
+    async def admit(self, record: SessionRecord, most: int) -> bool:
+        """Counts a session that was created; False if its tenant has `most` other live ones (then it is not counted).
+
+        A session counts until it has ended, is deleted, or its gateway has died.
+        """
+
     async def get(self, session: str) -> SessionRecord | None:
         """The record; None if there is none (or it has expired). Raises Corrupt."""
 
