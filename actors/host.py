@@ -25,7 +25,7 @@ from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.stage import BadRequest, StageHandle
 from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
-from riverrun.models.base import Unavailable
+from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,16 @@ class SessionHost:
         """Raises Denied unless `token` is the session's resume token."""
         if not hmac.compare_digest(token_digest(token), hosted.runner.record.token_digest):
             raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
+
+    def check(self) -> None:
+        """Raises Corrupt if a session's books do not add up, or an opened one has nobody who forgets it at its end."""
+        for session, hosted in self._hosted.items():
+            if hosted.runner.record.id != session:
+                raise Corrupt(f"session {hosted.runner.record.id} goes by the name {session}")
+            hosted.runner.check()
+        opened, waiting = (sum(h.opened.is_set() for h in self._hosted.values()), sum(not t.done() for t in self._tasks))
+        if opened != waiting:
+            raise Corrupt(f"{opened} sessions are open, {waiting} are waited for")
 
     def _check_open(self) -> None:
         if self.closing:

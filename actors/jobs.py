@@ -24,7 +24,7 @@ from riverrun.graphs.items import Event, Frame
 from riverrun.graphs.sink import drain
 from riverrun.graphs.stage import StageHandle
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest
+from riverrun.models.base import BadRequest, Corrupt
 
 log = logging.getLogger(__name__)
 KEPT = 256
@@ -166,6 +166,14 @@ class JobDesk:
         """Where a job may write, "" for anywhere: a tenant only into its own folder."""
         root = self._host.config.jobs_dir
         return str(Path(root) / spec.tenant) if root and spec.tenant else root
+
+    def check(self) -> None:
+        """Raises Corrupt if a job counts as running that nobody runs, or more ended ones are kept than may be."""
+        states = [job.state for job in self._jobs.values()]
+        left = [j.id for j in self._jobs.values() if j.state is JobState.RUNNING and j.task and j.task.done()]
+        ended = sum(state is not JobState.RUNNING for state in states)
+        if left or ended > KEPT + self._host.config.limits.jobs:
+            raise Corrupt(f"{ended} ended jobs are kept, and nobody runs {left}")
 
     async def _open(self, job: Job) -> tuple[Hosted, dict[str, Writer]]:
         spec = job.spec

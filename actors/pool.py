@@ -122,6 +122,18 @@ class Pool:
         seen = [(m, self._health(m) if self._is_loaded(m) else None) for m in members]
         return [MemberHealth(m.name, self.config.name, m.incarnation, health) for m, health in seen]
 
+    def check(self) -> None:
+        """Raises Corrupt with what the check of an actor found; one that has died has nothing to say."""
+        with self._lock:
+            members = [member for member in self._members.values() if member.loaded]
+        for member in members:
+            try:
+                ray.get(member.handle.check.remote(), timeout=START_S)
+            except RayTaskError as error:
+                raise own_error(error) from None
+            except RayActorError:
+                log.warning("actor %s (%s) died and was not checked", member.name, member.incarnation)
+
     def kill(self, actor: str, why: str) -> None:
         """Ends an actor's process; the next call replaces it."""
         with self._lock:

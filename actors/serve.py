@@ -75,6 +75,11 @@ class Service:
         self._why = why
         self._stopping.set()
 
+    async def check(self) -> None:
+        """Raises Corrupt where its books do not add up. For tests."""
+        if self._gateway:
+            await self._gateway.check()
+
     async def until_stopped(self) -> None:
         """Returns after `stop`, SIGTERM or SIGINT, which from here on mean `stop` until all is gone."""
         for number in SIGNALS:

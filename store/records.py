@@ -251,6 +251,9 @@ class Store(Protocol):
     async def delete(self, session: str) -> None:
         """Forgets a session. Deleting an unknown one is no error."""
 
+    async def check(self) -> None:
+        """Raises Corrupt for what would stay for ever. May look at everything there is: for tests."""
+
     async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
         """Says that `gateway` lives and answers at `address`; forgotten after `ttl_s`."""
 
