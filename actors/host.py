@@ -227,7 +227,8 @@ class SessionHost:
 
     async def _forget(self, session: str, runner: Runner) -> None:
         record = await runner.ended()
-        log.info("session %s is %s: %s", session, record.state.value, record.reason)
+        log.info("session %s is open", session, extra=hosted.runner.record.about)
+        log.info("session %s is %s: %s", session, record.state.value, record.reason, extra=record.about)
         self._hosted.pop(session, None)
         task = asyncio.create_task(runner.catch_up())
         self._writing.add(task)

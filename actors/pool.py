@@ -50,6 +50,11 @@ class Member:
     loaded: bool = False
     info: ModelInfo | None = None
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a log line of it is about."""
+        return {"actor": self.name, "incarnation": self.incarnation}
+
 
 @dataclass(frozen=True)
 class MemberHealth:
@@ -139,7 +144,7 @@ class Pool:
         with self._lock:
             member = self._members.pop(actor, None)
         if member:
-            log.error("actor %s (%s) is ended: %s", actor, member.incarnation, why)
+            log.error("actor %s is ended: %s", actor, why, extra=member.about)
             ray.kill(member.handle)
 
     def _start_one(self, name: str) -> Member:
@@ -190,11 +195,11 @@ class Pool:
         try:
             return ray.get(member.handle.health.remote(), timeout=ANSWER_S)
         except GetTimeoutError:
-            log.warning("actor %s (%s) has not answered for %g s", member.name, member.incarnation, ANSWER_S)
+            log.warning("actor %s has not answered for %g s", member.name, ANSWER_S, extra=member.about)
         except RayActorError:
             with self._lock:
                 if self._members.get(member.name) is member:
-                    log.error("actor %s (%s) died; it is replaced", member.name, member.incarnation)
+                    log.error("actor %s died; it is replaced", member.name, extra=member.about)
                     del self._members[member.name]
         return None
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from riverrun.actors.health import StageHealth
+from riverrun.actors.logs import about
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.graphs.stage import (
@@ -241,6 +242,8 @@ class StageWorker:
                 if not self._table.dropped(job):
                     reply = session.commit(job, chunks, ready, compute_ms=took, wait_ms=wait, batched=batched)
                     job.future.set_result(reply)
+                    if log.isEnabledFor(logging.DEBUG):
+                        log.debug("made %d chunks in %.1f ms", len(chunks), took, extra=_about(job))
         except Exception as error:  # noqa: BLE001 - a model that hands out nonsense ends its session, not the loop
             self._fail(job, error)
 
@@ -255,7 +258,7 @@ class StageWorker:
 
     def _fail(self, job: StepJob, error: Exception) -> None:
         what = f"session {job.session.request.session}, step {job.request.seq}: {type(error).__name__}: {error}"
-        log.error("%s; the session ends", what, exc_info=error)
+        log.error("%s; the session ends", what, exc_info=error, extra=_about(job))
         with self._table.lock:
             self._table.end(job.session, StepFailed, what)
             self._table.dropped(job)
@@ -266,3 +269,9 @@ class StageWorker:
             prompt = request.params.get("prompt")
             self.model.control(state, Control(revision=0, kind="prompt", value=prompt, embedding=request.embedding))
         return state
+
+
+def _about(job: StepJob) -> dict[str, Any]:
+    """What a log line of a step is about."""
+    request = job.request
+    return about(request.session, seq=request.seq, epoch=request.epoch.number)

@@ -276,7 +276,7 @@ class Runner:
         self._fault = error
         if isinstance(error, BadRequest | Unavailable | Corrupt):
             return SessionState.FAILED, one_line(str(error))
-        log.error("session %s: internal error", self.record.id, exc_info=error)
+        log.error("session %s: internal error", self.record.id, exc_info=error, extra=self.record.about)
         return SessionState.FAILED, one_line(f"internal error: {type(error).__name__}: {error}")
 
     async def _free(self, state: SessionState, reason: str) -> None:
@@ -291,13 +291,15 @@ class Runner:
             await self._flow.stop_fetching()
         if isinstance(self._fault, Conflict | StaleEpoch):
             return
-        for error in await asyncio.gather(*map(self._close_stage, self._stages), return_exceptions=True):
+        closed = await asyncio.gather(*map(self._close_stage, self._stages), return_exceptions=True)
+        for stage, error in zip(self._stages, closed, strict=True):
             if error:
-                log.warning("session %s: a stage was not closed: %s: %s", self.record.id, type(error).__name__, error)
+                about = {**self.record.about, "stage": stage}
+                log.warning("session %s: a stage was not closed: %s", self.record.id, error, extra=about)
         try:
             await self._commit()
         except Conflict as error:
-            log.warning("%s", error)
+            log.warning("%s", error, extra=self.record.about)
 
     async def _close_stage(self, name: str) -> None:
         work = self._stages[name].close(self.record.id, self._epoch)

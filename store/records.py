@@ -142,6 +142,11 @@ class SessionRecord:
     version: int = 0
     schema: int = SCHEMA
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a log line of it is about (see `actors/logs.py`)."""
+        return {"session": self.id, "graph": self.graph, "epoch": self.epoch, "tenant": self.tenant}
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 
