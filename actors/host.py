@@ -184,7 +184,8 @@ class SessionHost:
             if hosted.runner.record.id != session:
                 raise Corrupt(f"session {hosted.runner.record.id} goes by the name {session}")
             hosted.runner.check()
-        opened, waiting = (sum(h.opened.is_set() for h in self._hosted.values()), sum(not t.done() for t in self._tasks))
+        opened = sum(hosted.opened.is_set() for hosted in self._hosted.values())
+        waiting = sum(not task.done() for task in self._tasks)
         if opened != waiting:
             raise Corrupt(f"{opened} sessions are open, {waiting} are waited for")
 

@@ -19,11 +19,12 @@ if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 return 1
 """
+PREFIX = "rr:tenant:"
 Read = Callable[[Sequence[str]], Awaitable[list[SessionRecord]]]
 
 
 def tenant_key(tenant: str) -> str:
-    return f"rr:tenant:{tenant}"
+    return f"{PREFIX}{tenant}"
 
 
 async def admit(
