@@ -106,6 +106,7 @@ class StageWorker:
         """Answers while a step runs."""
         totals = self._table.totals()
         with self._figures:
+            p50, p99 = map(float, np.percentile(self._compute_ms or [0.0], (50, 99)))
             return StageHealth(
                 incarnation=self.incarnation,
                 sessions=totals.sessions,
@@ -114,7 +115,8 @@ class StageWorker:
                 reserved_bytes=totals.reserved_bytes,
                 steps=self._steps,
                 running_s=self._clock() - self._started if self._started else 0.0,
-                p99_ms=float(np.percentile(self._compute_ms, 99)) if self._compute_ms else 0.0,
+                p50_ms=p50,
+                p99_ms=p99,
             )
 
     def stop(self) -> None:
