@@ -85,13 +85,16 @@ class AsyncClient:
         codec: str = "raw",
         quality: int = 0,
         buffer: int | None = None,
+        lead: float | None = None,
         **params: Any,
     ) -> AsyncStream:
         """Opens a session of `graph` and streams its frames.
 
         frames or seconds: where it stops by itself (of the graph's first output); neither: it goes on until closed.
         ports: outputs wanted, all by default. codec: "raw", "jpeg" or "png" for pictures (other ports are raw).
-        buffer: most frames of a port that may wait here, two chunks by default. params: the graph's parameters.
+        buffer: most frames of a port that may wait here, two chunks by default. lead: seconds of media
+        that may be made ahead of a player at 1x which starts with the first frame sent (0: no limit, as fast as it can
+        be made); by default the service's. params: the graph's parameters.
         """
         if prompt is not None:
             params["prompt"] = prompt
@@ -101,6 +104,8 @@ class AsyncClient:
             client_id=uuid.uuid4().hex,
             max_frames=await self._length(graph, frames, seconds),
         )
+        if lead is not None:
+            request.lead.CopyFrom(duration("lead", lead))
         fill(request.params, params)
         session = await self._create(request)
         return self._open(session, pb.ROLE_CONTROLLER, ports, codec, quality, buffer)

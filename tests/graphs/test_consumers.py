@@ -168,7 +168,7 @@ def test_wrong_wishes_are_refused_and_change_nothing(lab, run):
 
 
 @pytest.mark.parametrize(
-    ("frame_bytes", "most"), [(0, 512), (12_288, 512), (2_764_800, 388), (25_165_824, 42), (1 << 30, 32)]
+    ("frame_bytes", "most"), [(0, 512), (12_288, 512), (2_764_800, 48), (25_165_824, 32), (1 << 30, 32)]
 )
 def test_credits_are_bounded_by_bytes_too(frame_bytes, most):
     assert most_credits(frame_bytes) == most
