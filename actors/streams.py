@@ -284,7 +284,7 @@ class Connection:
         elif kind == "finish":
             self._feed.finish()
         else:
-            raise BadRequest(f"unexpected message {kind!r}: `open` comes once, first")
+            raise BadRequest(f"unexpected message {kind or 'none'}: `open` comes once, first")
 
     async def _control(self, message: pb.Control) -> None:
         """A control that can't be taken is refused by a receipt; the stream goes on unchanged."""
