@@ -60,7 +60,11 @@ def test_creates_with_one_client_id_at_once_make_one_session(stubs):
 @pytest.mark.parametrize(
     ("fields", "expected", "words"),
     [
-        ({"graph": "nope"}, "NOT_FOUND", "there is no graph 'nope'; there are broken, chain, grey, measure, mistyped, "),
+        (
+            {"graph": "nope"},
+            "NOT_FOUND",
+            "there is no graph 'nope'; there are broken, chain, grey, measure, mistyped, ",
+        ),
         ({"params": {"promt": "x"}}, "INVALID_ARGUMENT", "unknown parameter 'promt'; there are batch, "),
         ({"params": {"height": "tall"}}, "INVALID_ARGUMENT", "parameter 'height' must be int, got 'tall'"),
         ({"params": {"height": 0}}, "INVALID_ARGUMENT", "height must be 1..4096, got 0"),
