@@ -86,8 +86,8 @@ class Flow:
         self._on_end = on_end
         self._on_fault = on_fault
         self._fetches: set[asyncio.Task[None]] = set()
-        sizes = {name: frame_bytes(descriptions[at.stage], at.port) for name, at in graph.outputs.items()}
-        rings = {n: self._ring(n, at.stage, config.ring_frames, sizes[n]) for n, at in graph.outputs.items()}
+        keep = config.ring_frames
+        rings = {name: self._ring(name, at, keep, descriptions[at.stage]) for name, at in graph.outputs.items()}
         self.audience = Audience(rings, clock, signal)
         self.edges, self.drivers = wire(graph, descriptions, stages, rings, self, config.edge_chunks, config.deadlines)
         self.desk = ControlDesk(
@@ -251,13 +251,16 @@ class Flow:
         seconds = self._parked_s()
         return max(seconds, LEAST_SLEEP_S) if 0 < seconds < math.inf else None
 
-    def _ring(self, name: str, stage: str, keep: int, size: int) -> OutputRing:
+    def _ring(self, name: str, at: Endpoint, keep: int, about: Description) -> OutputRing:
+        stage = at.stage
+
         async def fetch(chunk: Chunk) -> Chunk:
             begun, work = self.clock.now(), self._stages[stage].fetch(chunk.data)
             array = await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
             return self.observer.fetched(stage, replace(chunk, data=array), self.clock.now() - begun)
 
-        return OutputRing(name, keep, fetch, self._start_fetch, self.signal, size)
+        sizes = (frame_bytes(about, at.port), max(about.chunk_frames, about.first_frames or 0))
+        return OutputRing(name, keep, fetch, self._start_fetch, self.signal, *sizes)
 
     def _start_fetch(self, fetch: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(fetch)

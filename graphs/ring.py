@@ -61,11 +61,21 @@ class OutputRing:
     """lossless: a controller reads this port (or none has come yet), so it paces the stages. cursor: the number of the
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
     consumers are attached. made: media time (ticks) that the chunks so far reach to. frame_bytes: of one frame, 0 if
-    not known."""
+    not known. chunk_frames: of the largest chunk but a flush."""
 
-    def __init__(self, name: str, keep: int, fetch: Fetch, spawn: Spawn, signal: Signal, frame_bytes: int = 0):
+    def __init__(
+        self,
+        name: str,
+        keep: int,
+        fetch: Fetch,
+        spawn: Spawn,
+        signal: Signal,
+        frame_bytes: int = 0,
+        chunk_frames: int = 1,
+    ):
         self.name = name
         self.frame_bytes = frame_bytes
+        self.chunk_frames = chunk_frames
         self.lossless = True
         self.readers = 0
         self.cursor = 0
