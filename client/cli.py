@@ -12,7 +12,7 @@ import typer
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its errors come to us as exceptions
 
 import riverrun
-from riverrun.client.commands import demo, doctor, graphs, jobs, models, run, serve, sessions, top
+from riverrun.client.commands import demo, doctor, graphs, jobs, models, run, serve, sessions, tokens, top
 from riverrun.client.commands.common import SHOWN, Group, Shown
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(graphs.app, name="graphs")
+app.add_typer(tokens.app, name="tokens")
 app.command("doctor")(doctor.doctor)
 
 
