@@ -9,8 +9,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from riverrun.client.aio import AsyncClient
+    from riverrun.client.credentials import Tls
     from riverrun.client.embedded import serve
-    from riverrun.client.errors import BadRequest, Error, NoRoom, NotFound, Rejected, Replaced, Unavailable
+    from riverrun.client.errors import BadRequest, Denied, Error, NoRoom, NotFound, Rejected, Replaced, Unavailable
     from riverrun.client.sync import Client, connect
     from riverrun.client.types import Frame, Patience, Receipt
     from riverrun.graphs.graph import Graph
@@ -19,6 +20,7 @@ _HOMES = {
     "AsyncClient": "client.aio",
     "BadRequest": "client.errors",
     "Client": "client.sync",
+    "Denied": "client.errors",
     "Error": "client.errors",
     "Frame": "client.types",
     "Graph": "graphs.graph",
@@ -28,6 +30,7 @@ _HOMES = {
     "Receipt": "client.types",
     "Rejected": "client.errors",
     "Replaced": "client.errors",
+    "Tls": "client.credentials",
     "Unavailable": "client.errors",
     "connect": "client.sync",
     "serve": "client.embedded",
@@ -37,6 +40,7 @@ __all__ = [
     "AsyncClient",
     "BadRequest",
     "Client",
+    "Denied",
     "Error",
     "Frame",
     "Graph",
@@ -46,6 +50,7 @@ __all__ = [
     "Receipt",
     "Rejected",
     "Replaced",
+    "Tls",
     "Unavailable",
     "__version__",
     "connect",

@@ -93,6 +93,13 @@ class Controller:
         """Every actor of every model."""
         return [health for pool in self._pools.values() for health in pool.healths()]
 
+    @carried
+    @ray.method(concurrency_group="looks")
+    def check(self) -> None:
+        """Raises Corrupt if the books of an actor do not add up. For tests."""
+        for pool in self._pools.values():
+            pool.check()
+
     def _pool(self, model: str) -> Pool:
         if model not in self._pools:
             raise BadRequest(f"no model {model!r}; there are {', '.join(sorted(self._pools))}")

@@ -62,6 +62,10 @@ class Directory:
         """Every actor there is."""
         return await ask(self._controller.actors.remote(), CONTROLLER)
 
+    async def check(self) -> None:
+        """Raises Corrupt if the books of an actor do not add up. For tests."""
+        await ask(self._controller.check.remote(), CONTROLLER)
+
     async def encoders(self, graph: Graph) -> dict[str, EncoderHandle]:
         """The prompt encoder of each stage whose model wants one."""
         found: dict[str, EncoderHandle] = {}

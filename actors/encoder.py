@@ -42,6 +42,12 @@ class EmbeddingCache:
             self._held.move_to_end(text)
             return self._held[text]
 
+    def check(self) -> None:
+        """Raises AssertionError where the bytes counted are not those held."""
+        with self._lock:
+            held = sum(embedding.nbytes for embedding in self._held.values())
+            assert held == self.nbytes, (held, self.nbytes)
+
     def _keep(self, text: str, embedding: np.ndarray) -> None:
         embedding.setflags(write=False)
         self._held[text] = embedding
@@ -71,6 +77,9 @@ class EncoderActor:
     @carried
     def encode(self, text: str) -> np.ndarray:
         return self._cache.get(text)
+
+    def check(self) -> None:
+        self._cache.check()
 
     def health(self) -> StageHealth:
         """As a stage's: it holds its cache and no sessions."""

@@ -42,8 +42,9 @@ class Malformed(BadRequest):
     """What came is no message of the kind that was due."""
 
     def __init__(self, error: DecodeError) -> None:
-        why = str(error).removeprefix("Error parsing message")
-        super().__init__(f"the message can't be read{why}; send what riverrun.proto says, text as UTF-8")
+        _, _, said = str(error).partition("'")  # Error parsing message with type 'riverrun.v1.Open': <why>
+        kind, _, why = said.partition("': ")
+        super().__init__(f"the message can't be read as {kind or 'any'}: {why or error}; text must be UTF-8")
 
 
 class SessionFailed(Corrupt):

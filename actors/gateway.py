@@ -89,6 +89,13 @@ class Gateway:
         await self._server.stop(STOP_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    async def check(self) -> None:
+        """Raises Corrupt where the books of sessions, jobs, actors or store do not add up. For tests."""
+        self._host.check()
+        self._jobs.check()
+        await self._host.directory.check()
+        await self._host.store.check()
+
     def hurry(self) -> None:
         """Clients get no more time to leave."""
         self._streams.hurry()

@@ -10,7 +10,7 @@ class StageHealth:
     """A stage actor's own account of itself.
 
     held_bytes: of all States. reserved_bytes: what admission counts with. steps: batches made. running_s: age of the
-    step in hand, 0 without one. p99_ms: of the last steps.
+    step in hand, 0 without one. p50_ms, p99_ms: of the last steps.
     """
 
     incarnation: str
@@ -23,3 +23,4 @@ class StageHealth:
     p99_ms: float
     pid: int = 0
     node: str = ""
+    p50_ms: float = 0.0

@@ -15,6 +15,7 @@ from typing import Any
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.errors import Denied, NotFound
 from riverrun.actors.principal import Principal
+from riverrun.actors.quota import Quotas
 from riverrun.actors.sessions import NoRoom
 from riverrun.configs import ServiceConfig
 from riverrun.graphs.config import RunnerConfig
@@ -24,7 +25,7 @@ from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.stage import BadRequest, StageHandle
 from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
-from riverrun.models.base import Unavailable
+from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class SessionHost:
         self._observe = observe
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
         self.closing = ""
+        self.quotas = Quotas(config.auth, clock)
         self._hosted: dict[str, Hosted] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: set[asyncio.Task[None]] = set()
@@ -111,13 +113,17 @@ class SessionHost:
         runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config, observer)
         return await self._open(Hosted(runner, token), record)
 
-    def find(self, session: str) -> Hosted | None:
     def count(self, who: Principal) -> int:
         """How many sessions that `who` may see run here."""
         return sum(who.sees(hosted.runner.record.tenant) for hosted in self._hosted.values())
 
+    def find(self, session: str) -> Hosted | None:
         """The session, if it runs here."""
         return self._hosted.get(session)
+
+    def statuses(self) -> list[RunnerStatus]:
+        """What every session here is doing now."""
+        return [hosted.runner.status() for hosted in self._hosted.values()]
 
     async def live(self, session: str) -> Hosted:
         """The session. Raises NotFound, SessionEnded, Unavailable (it is another gateway's)."""
@@ -127,10 +133,6 @@ class SessionHost:
         record = hosted.runner.record if hosted else await self.record(session)
         if record.state.ended:
             raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
-    def statuses(self) -> list[RunnerStatus]:
-        """What every session here is doing now."""
-        return [hosted.runner.status() for hosted in self._hosted.values()]
-
         if record.gateway == self.name:
             raise SessionEnded(f"session {session} has ended; the store was away, so why is not known")
         raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
@@ -142,7 +144,6 @@ class SessionHost:
             raise no_session(session)
         return record
 
-    async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
     async def check_owner(self, session: str, who: Principal) -> None:
         """Raises NotFound for a session which `who` is not to see, in the words for one that there is not."""
         hosted = self._hosted.get(session)
@@ -150,6 +151,7 @@ class SessionHost:
         if not who.sees(record.tenant):
             raise no_session(session)
 
+    async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
         """Stored records as those who ask should see them: what only the record calls live counts as failed."""
         alive = await self.store.gateways()
         return [as_seen(record, self.name, alive) for record in records]
@@ -176,6 +178,17 @@ class SessionHost:
         if not hmac.compare_digest(token_digest(token), hosted.runner.record.token_digest):
             raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
 
+    def check(self) -> None:
+        """Raises Corrupt if a session's books do not add up, or an opened one has nobody who forgets it at its end."""
+        for session, hosted in self._hosted.items():
+            if hosted.runner.record.id != session:
+                raise Corrupt(f"session {hosted.runner.record.id} goes by the name {session}")
+            hosted.runner.check()
+        opened = sum(hosted.opened.is_set() for hosted in self._hosted.values())
+        waiting = sum(not task.done() for task in self._tasks)
+        if opened != waiting:
+            raise Corrupt(f"{opened} sessions are open, {waiting} are waited for")
+
     def _check_open(self) -> None:
         if self.closing:
             raise Unavailable(f"no new sessions: {self.closing}")
@@ -186,6 +199,7 @@ class SessionHost:
         try:
             stored = await self.store.create(record)
             if stored.id == session:
+                await self.quotas.admit(stored, self.store)
                 await hosted.runner.open()
         except BaseException:
             await hosted.runner.ended()  # it writes its record once more; only then can that be deleted
@@ -214,7 +228,8 @@ class SessionHost:
 
     async def _forget(self, session: str, runner: Runner) -> None:
         record = await runner.ended()
-        log.info("session %s is %s: %s", session, record.state.value, record.reason)
+        log.info("session %s is open", session, extra=hosted.runner.record.about)
+        log.info("session %s is %s: %s", session, record.state.value, record.reason, extra=record.about)
         self._hosted.pop(session, None)
         task = asyncio.create_task(runner.catch_up())
         self._writing.add(task)
@@ -229,27 +244,27 @@ class SessionHost:
         return SessionRecord(
             id=uuid.uuid4().hex,
             graph=graph.name,
-            client_id=wish.client_id,
             tenant=wish.tenant,
+            client_id=wish.client_id,
             params=route_params(graph, wish.params, placed.fields),
             seed=wish.seed,
             max_frames=wish.max_frames,
             idle_timeout_s=wish.idle_timeout_s,
+            lead_s=self.config.lead_s if wish.lead_s is None else wish.lead_s,
             nonce=secrets.token_hex(8),
             gateway=self.name,
             placement=placed.placement,
             created=self.clock.now(),
             token_digest=token_digest(token),
-            lead_s=self.config.lead_s if wish.lead_s is None else wish.lead_s,
         )
 
 
-def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> SessionRecord:
-    """A stored record of a session that does not run at gateway `here`. alive: the gateways that are.
 def no_session(session: str) -> NotFound:
     return NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
 
 
+def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> SessionRecord:
+    """A stored record of a session that does not run at gateway `here`. alive: the gateways that are.
 
     It may call a session live whose gateway died, or could not tell the store of its end.
     """

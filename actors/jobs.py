@@ -15,6 +15,7 @@ from typing import Any
 from riverrun.actors.errors import NotFound
 from riverrun.actors.host import MAX_CLIENT_ID, Hosted, SessionHost, SessionWish
 from riverrun.actors.principal import ANYBODY, Principal
+from riverrun.actors.quota import Pace
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
 from riverrun.actors.timed import TimedControl, TimedStage
@@ -23,7 +24,7 @@ from riverrun.graphs.items import Event, Frame
 from riverrun.graphs.sink import drain
 from riverrun.graphs.stage import StageHandle
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest
+from riverrun.models.base import BadRequest, Corrupt
 
 log = logging.getLogger(__name__)
 KEPT = 256
@@ -166,6 +167,14 @@ class JobDesk:
         root = self._host.config.jobs_dir
         return str(Path(root) / spec.tenant) if root and spec.tenant else root
 
+    def check(self) -> None:
+        """Raises Corrupt if a job counts as running that nobody runs, or more ended ones are kept than may be."""
+        states = [job.state for job in self._jobs.values()]
+        left = [j.id for j in self._jobs.values() if j.state is JobState.RUNNING and j.task and j.task.done()]
+        ended = sum(state is not JobState.RUNNING for state in states)
+        if left or ended > KEPT + self._host.config.limits.jobs:
+            raise Corrupt(f"{ended} ended jobs are kept, and nobody runs {left}")
+
     async def _open(self, job: Job) -> tuple[Hosted, dict[str, Writer]]:
         spec = job.spec
         encoders = await self._host.directory.encoders(self._host.directory.graph(spec.graph))
@@ -196,7 +205,7 @@ class JobDesk:
         return hosted, writers
 
     async def _run(self, job: Job, hosted: Hosted, writers: dict[str, Writer]) -> None:
-        sink = _Counting(FileSink(writers, self._pool), job)
+        sink = _Counting(FileSink(writers, self._pool), job, self._host.quotas.pace(job.spec.tenant))
         failure = "stopped"
         try:
             if job.state is JobState.RUNNING:
@@ -232,10 +241,10 @@ def _check_taken(controls: Sequence[TimedControl], stages: Sequence[TimedStage])
 
 
 class _Counting:
-    """Counts the frames of the slowest port into the job."""
+    """Counts the frames of the slowest port into the job, which goes at its tenant's pace."""
 
-    def __init__(self, inner: FileSink, job: Job) -> None:
-        self._inner, self._job = inner, job
+    def __init__(self, inner: FileSink, job: Job, pace: Pace) -> None:
+        self._inner, self._job, self._pace = inner, job, pace
 
     @property
     def frames(self) -> dict[str, int]:
@@ -243,6 +252,7 @@ class _Counting:
         return self._inner.frames
 
     async def write(self, frame: Frame) -> None:
+        await self._pace.take()
         await self._inner.write(frame)
         self._job.frames_done = min(self.frames.values())
         self._job.changed.notify()

@@ -68,7 +68,9 @@ def set_up(log: LogConfig) -> None:
     handler.setFormatter(JsonFormatter() if log.format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(log.level.upper())
+    level = logging.getLevelNamesMapping()[log.level.upper()]
+    root.setLevel(max(level, logging.INFO))
+    logging.getLogger("riverrun").setLevel(level)
 
 
 def pass_on(log: LogConfig) -> None:

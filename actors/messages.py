@@ -61,6 +61,9 @@ def live_session(hosted: Hosted, gateways: Sequence[str] = (), with_token: bool 
                 held_bytes=s.held_bytes,
                 compute_ms_p50=s.compute_ms_p50,
                 compute_ms_p99=s.compute_ms_p99,
+                wait_ms_p50=s.wait_ms_p50,
+                queued=s.queued,
+                retained_bytes=s.retained_bytes,
             )
             for s in status.stages
         ],
@@ -68,6 +71,7 @@ def live_session(hosted: Hosted, gateways: Sequence[str] = (), with_token: bool 
         frames_delivered=status.frames_delivered,
         lead_s=status.lead_s,
         parked=status.parked,
+        paused=status.paused,
         resume_token=hosted.token if with_token else "",
         gateways=gateways,
     )
@@ -153,6 +157,9 @@ def actor(member: MemberHealth) -> pb.ActorStatus:
         message.node, message.pid = health.node, health.pid
         message.sessions, message.max_sessions = health.sessions, health.max_sessions
         message.held_bytes, message.steps = health.held_bytes, health.steps
+        message.up, message.reserved_bytes = True, health.reserved_bytes
+        message.step_ms_p50, message.step_ms_p99 = health.p50_ms, health.p99_ms
+        message.step_age_s = health.running_s
     return message
 
 

@@ -50,6 +50,11 @@ class Member:
     loaded: bool = False
     info: ModelInfo | None = None
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a log line of it is about."""
+        return {"actor": self.name, "incarnation": self.incarnation}
+
 
 @dataclass(frozen=True)
 class MemberHealth:
@@ -122,12 +127,24 @@ class Pool:
         seen = [(m, self._health(m) if self._is_loaded(m) else None) for m in members]
         return [MemberHealth(m.name, self.config.name, m.incarnation, health) for m, health in seen]
 
+    def check(self) -> None:
+        """Raises Corrupt with what the check of an actor found; one that has died has nothing to say."""
+        with self._lock:
+            members = [member for member in self._members.values() if member.loaded]
+        for member in members:
+            try:
+                ray.get(member.handle.check.remote(), timeout=START_S)
+            except RayTaskError as error:
+                raise own_error(error) from None
+            except RayActorError:
+                log.warning("actor %s (%s) died and was not checked", member.name, member.incarnation)
+
     def kill(self, actor: str, why: str) -> None:
         """Ends an actor's process; the next call replaces it."""
         with self._lock:
             member = self._members.pop(actor, None)
         if member:
-            log.error("actor %s (%s) is ended: %s", actor, member.incarnation, why)
+            log.error("actor %s is ended: %s", actor, why, extra=member.about)
             ray.kill(member.handle)
 
     def _start_one(self, name: str) -> Member:
@@ -178,11 +195,11 @@ class Pool:
         try:
             return ray.get(member.handle.health.remote(), timeout=ANSWER_S)
         except GetTimeoutError:
-            log.warning("actor %s (%s) has not answered for %g s", member.name, member.incarnation, ANSWER_S)
+            log.warning("actor %s has not answered for %g s", member.name, ANSWER_S, extra=member.about)
         except RayActorError:
             with self._lock:
                 if self._members.get(member.name) is member:
-                    log.error("actor %s (%s) died; it is replaced", member.name, member.incarnation)
+                    log.error("actor %s died; it is replaced", member.name, extra=member.about)
                     del self._members[member.name]
         return None
 

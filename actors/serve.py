@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from riverrun.actors.auth import Callers
 from riverrun.actors.controller import NAMESPACE, Catalogue, controller_actor
 from riverrun.actors.directory import Directory
 from riverrun.actors.gateway import Gateway
@@ -29,6 +30,7 @@ from riverrun.actors.live import LiveCollector
 from riverrun.actors.logs import pass_on
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.telemetry import Watch
+from riverrun.actors.tls import server_credentials
 from riverrun.actors.tracing import spans_to
 from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
 from riverrun.configs.telemetry import Telemetry
@@ -72,6 +74,11 @@ class Service:
             return
         self._why = why
         self._stopping.set()
+
+    async def check(self) -> None:
+        """Raises Corrupt where its books do not add up. For tests."""
+        if self._gateway:
+            await self._gateway.check()
 
     async def until_stopped(self) -> None:
         """Returns after `stop`, SIGTERM or SIGINT, which from here on mean `stop` until all is gone."""
@@ -122,7 +129,8 @@ class Service:
 
 
 def check_trust(config: ServiceConfig) -> None:
-    """Raises BadRequest for a service that would let others do more than they should."""
+    """Raises BadRequest for a service that would let others do more than they should, or whose tokens or certificates
+    can't be used: before anything is started."""
     if config.is_exposed and not config.jobs_dir:
         raise BadRequest(f"jobs_dir must be set: others reach host {config.host}, and their jobs write files")
     if not config.is_open and not config.jobs_dir:
@@ -134,6 +142,8 @@ def check_trust(config: ServiceConfig) -> None:
         )
     if not config.is_open and config.is_exposed and not config.tls.cert:
         log.warning("tokens come to %s in plain text: set tls.cert and tls.key, or have a proxy do it", config.host)
+    Callers(config)
+    server_credentials(config.tls)
 
 
 def load_models(config: ServiceConfig) -> dict[str, ModelConfig]:

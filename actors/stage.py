@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from riverrun.actors.health import StageHealth
+from riverrun.actors.logs import about
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.graphs.stage import (
@@ -105,6 +106,7 @@ class StageWorker:
         """Answers while a step runs."""
         totals = self._table.totals()
         with self._figures:
+            p50, p99 = map(float, np.percentile(self._compute_ms or [0.0], (50, 99)))
             return StageHealth(
                 incarnation=self.incarnation,
                 sessions=totals.sessions,
@@ -113,7 +115,8 @@ class StageWorker:
                 reserved_bytes=totals.reserved_bytes,
                 steps=self._steps,
                 running_s=self._clock() - self._started if self._started else 0.0,
-                p99_ms=float(np.percentile(self._compute_ms, 99)) if self._compute_ms else 0.0,
+                p50_ms=p50,
+                p99_ms=p99,
             )
 
     def stop(self) -> None:
@@ -241,6 +244,8 @@ class StageWorker:
                 if not self._table.dropped(job):
                     reply = session.commit(job, chunks, ready, compute_ms=took, wait_ms=wait, batched=batched)
                     job.future.set_result(reply)
+                    if log.isEnabledFor(logging.DEBUG):
+                        log.debug("made %d chunks in %.1f ms", len(chunks), took, extra=_about(job))
         except Exception as error:  # noqa: BLE001 - a model that hands out nonsense ends its session, not the loop
             self._fail(job, error)
 
@@ -255,7 +260,7 @@ class StageWorker:
 
     def _fail(self, job: StepJob, error: Exception) -> None:
         what = f"session {job.session.request.session}, step {job.request.seq}: {type(error).__name__}: {error}"
-        log.error("%s; the session ends", what, exc_info=error)
+        log.error("%s; the session ends", what, exc_info=error, extra=_about(job))
         with self._table.lock:
             self._table.end(job.session, StepFailed, what)
             self._table.dropped(job)
@@ -266,3 +271,9 @@ class StageWorker:
             prompt = request.params.get("prompt")
             self.model.control(state, Control(revision=0, kind="prompt", value=prompt, embedding=request.embedding))
         return state
+
+
+def _about(job: StepJob) -> dict[str, Any]:
+    """What a log line of a step is about."""
+    request = job.request
+    return about(request.session, seq=request.seq, epoch=request.epoch.number)

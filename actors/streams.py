@@ -23,6 +23,7 @@ from riverrun.actors.errors import Denied, SessionFailed, mapped
 from riverrun.actors.host import Hosted, SessionHost
 from riverrun.actors.inputs import InputFeed
 from riverrun.actors.messages import duration, live_session, server_message
+from riverrun.actors.quota import Pace
 from riverrun.actors.requests import control_of
 from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
@@ -81,7 +82,8 @@ class Streams(rpc.StreamsServicer):
         opening = await _opening(requests)
         await self._host.check_owner(opening.session_id, caller())
         hosted = await self._host.live(opening.session_id)
-        connection = Connection(hosted, opening, context, self._pool, self._host.config.stall_s)
+        pace = self._host.quotas.pace(caller().tenant)
+        connection = Connection(hosted, opening, context, self._pool, self._host.config.stall_s, pace)
         if connection.role is Role.CONTROLLER:
             check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
             self._host.check_token(hosted, opening.resume_token)
@@ -118,7 +120,8 @@ class Stalled(Unavailable):
 
 
 class Connection:
-    """One client. credits: what it gave and was not used yet, by port. stall_s: see `ServiceConfig`."""
+    """One client. credits: what it gave and was not used yet, by port. stall_s: see `ServiceConfig`. pace: of
+    its tenant."""
 
     def __init__(
         self,
@@ -127,6 +130,7 @@ class Connection:
         context: grpc.aio.ServicerContext,
         pool: Executor,
         stall_s: float,
+        pace: Pace,
     ) -> None:
         if opening.role not in _ROLES:
             raise BadRequest("role must be ROLE_CONTROLLER or ROLE_VIEWER")
@@ -138,6 +142,7 @@ class Connection:
         self._writing = asyncio.Lock()
         self._stall_s = stall_s or None
         self._credits: dict[str, int] = {}
+        self._pace = pace
         self._leaving = False
         self._consumer: Consumer
         self._feed = InputFeed(hosted, pool)
@@ -159,8 +164,8 @@ class Connection:
             self._consumer.close()
 
     async def send(self, message: pb.ServerMessage) -> None:
-        async with self._writing:
         """Returns when gRPC has taken it: when the client has read most of what came before. Raises Stalled."""
+        async with self._writing:
             try:
                 async with asyncio.timeout(self._stall_s):
                     await self._context.write(message)
@@ -223,16 +228,17 @@ class Connection:
         if not isinstance(item, Frame):
             await self.send(server_message(item))
             return
+        await self._pace.take()
         begun = time.monotonic()
         parts = await self._parts(item)
         made = time.monotonic()
         for part in parts:
             await self.send(pb.ServerMessage(frame=part))
         self._credits[item.port] -= 1
-
-    async def _parts(self, frame: Frame) -> list[pb.FramePart]:
         size, sent = sum(len(part.data) for part in parts), time.monotonic()
         self._runner.observer.sent(item, _CODECS[parts[0].codec], size, made - begun, sent - made)
+
+    async def _parts(self, frame: Frame) -> list[pb.FramePart]:
         wish = self._wishes.get(frame.port, pb.PortWish(codec=RAW))
         header = Header(
             port=frame.port,
@@ -278,7 +284,7 @@ class Connection:
         elif kind == "finish":
             self._feed.finish()
         else:
-            raise BadRequest(f"unexpected message {kind!r}: `open` comes once, first")
+            raise BadRequest(f"unexpected message {kind or 'none'}: `open` comes once, first")
 
     async def _control(self, message: pb.Control) -> None:
         """A control that can't be taken is refused by a receipt; the stream goes on unchanged."""
@@ -293,15 +299,10 @@ class Connection:
             await self.send(server_message(receipt))
 
 
-async def _opening(requests: Requests) -> pb.Open:
-    """The first message. Raises BadRequest if it is another one, or none comes."""
-    try:
-        async with asyncio.timeout(OPEN_S):
 def _metadata(context: grpc.aio.ServicerContext, key: str) -> str:
     return next((str(value) for name, value in context.invocation_metadata() or () if name == key), "")
 
 
-            first = await anext(aiter(requests), None)
 @contextlib.asynccontextmanager
 async def _letting_go() -> AsyncIterator[None]:
     """What is raised inside goes on without the values of the calls it came through."""
@@ -316,6 +317,7 @@ async def _opening(requests: Requests) -> pb.Open:
     """The first message. Raises BadRequest if it is another one, or none comes."""
     try:
         async with asyncio.timeout(OPEN_S):
+            first = await anext(aiter(requests), None)
     except TimeoutError:
         raise BadRequest(f"nothing was sent for {OPEN_S:g} s; the first message must be `open`") from None
     kind = first.WhichOneof("message") if first is not None else None

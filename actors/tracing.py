@@ -105,7 +105,7 @@ class SessionTrace(Observer):
     def asks(self, stage: str, request: StepRequest) -> StepRequest:
         parent = next((chunk.trace for chunk in request.inputs if chunk.trace), "")
         if not parent:
-            if not self._begins(stage, request.seq):
+            if request.finish or not self._begins(stage, request.seq):
                 return request
             parent, self._wanted = self._wanted, ""
         about = {"stage": stage, "seq": request.seq, "epoch": request.epoch.number, **self._about}

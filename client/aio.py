@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 
 from riverrun.client import errors
-from riverrun.client.requests import fill, length, sink_uri, uint64, wishes_for
+from riverrun.client.credentials import Tls, credentials
+from riverrun.client.requests import duration, fill, length, sink_uri, uint64, wishes_for
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import Patience
 from riverrun.protos import DEFAULT_PORT
@@ -36,12 +37,21 @@ def default_address() -> str:
 class AsyncClient:
     """A service at `address` (host:port; by default `default_address()`); `async with AsyncClient() as rr`.
 
+    token, tls: who it is to the service; what is None comes from the environment (`riverrun.client.credentials`).
     Nothing is sent before the first call. What is listed comes as the messages of `riverrun.proto`. Every method
     raises `riverrun.Error` with one clear line.
     """
 
-    def __init__(self, address: str | None = None, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        patience: Patience | None = None,
+        *,
+        token: str | None = None,
+        tls: Tls | bool | None = None,
+    ) -> None:
         self.address = address or default_address()
+        self._credentials = credentials(token, tls)
         self._patience = patience or Patience()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._streams: list[AsyncStream] = []
@@ -75,13 +85,16 @@ class AsyncClient:
         codec: str = "raw",
         quality: int = 0,
         buffer: int | None = None,
+        lead: float | None = None,
         **params: Any,
     ) -> AsyncStream:
         """Opens a session of `graph` and streams its frames.
 
         frames or seconds: where it stops by itself (of the graph's first output); neither: it goes on until closed.
         ports: outputs wanted, all by default. codec: "raw", "jpeg" or "png" for pictures (other ports are raw).
-        buffer: most frames of a port that may wait here, two chunks by default. params: the graph's parameters.
+        buffer: most frames of a port that may wait here, two chunks by default. lead: seconds of media
+        that may be made ahead of a player at 1x which starts with the first frame sent (0: no limit, as fast as it can
+        be made); by default the service's. params: the graph's parameters.
         """
         if prompt is not None:
             params["prompt"] = prompt
@@ -91,6 +104,8 @@ class AsyncClient:
             client_id=uuid.uuid4().hex,
             max_frames=await self._length(graph, frames, seconds),
         )
+        if lead is not None:
+            request.lead.CopyFrom(duration("lead", lead))
         fill(request.params, params)
         session = await self._create(request)
         return self._open(session, pb.ROLE_CONTROLLER, ports, codec, quality, buffer)
@@ -249,7 +264,7 @@ class AsyncClient:
         """The connection to a gateway, by default the one the client was given; made at its first use."""
         address = address or self.address
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            self._channels[address] = self._credentials.channel(address, _OPTIONS)
         return self._channels[address]
 
     async def _call(self, call: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +12,8 @@ import typer
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its errors come to us as exceptions
 
 import riverrun
-from riverrun.client.commands import demo, doctor, graphs, jobs, models, run, serve, sessions
-from riverrun.client.commands.common import Group
+from riverrun.client.commands import demo, doctor, graphs, jobs, models, run, serve, sessions, tokens, top
+from riverrun.client.commands.common import SHOWN, Group, Shown
 
 app = typer.Typer(
     cls=Group,
@@ -23,10 +24,12 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("run")(run.run)
+app.command("top")(top.top)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(graphs.app, name="graphs")
+app.add_typer(tokens.app, name="tokens")
 app.command("doctor")(doctor.doctor)
 
 
@@ -38,9 +41,21 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="RIVERRUN_TOKEN_FILE", help="Holds the token to show; or set RIVERRUN_TOKEN."),
+    ] = None,
+    ca: Annotated[
+        str,
+        typer.Option(metavar="FILE", envvar="RIVERRUN_CA", help="TLS: who signs for the service (or: `system`)."),
+    ] = "",
+    cert: Annotated[
+        str, typer.Option(metavar="FILE", envvar="RIVERRUN_CERT", help="TLS: a certificate to show, if asked for one.")
+    ] = "",
+    key: Annotated[str, typer.Option(metavar="FILE", envvar="RIVERRUN_KEY", help="TLS: its key.")] = "",
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    pass
+    SHOWN.set(Shown(token_file, ca, cert, key))
 
 
 def main() -> None:

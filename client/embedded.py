@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from riverrun.client.loop import LoopThread
 from riverrun.client.sync import Client
@@ -32,7 +32,9 @@ def embedded(config: ServiceConfig) -> Iterator[Client]:
     stack = AsyncExitStack()
     try:
         service = loop.run(stack.enter_async_context(Service(config)))
-        with Client(service.address, loop=loop) as rr:
+        is_open = config.is_open and not config.tls.cert  # then what the environment says is for other services
+        shown: dict[str, Any] = {"token": "", "tls": False} if is_open else {}
+        with Client(service.address, loop=loop, **shown) as rr:
             yield rr
     finally:
         loop.run(stack.aclose())

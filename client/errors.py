@@ -21,8 +21,12 @@ class NotFound(Error):
     """No such graph, session or job (it may have ended and been forgotten)."""
 
 
+class Denied(Error):
+    """The service does not know who calls (code UNAUTHENTICATED), or that caller may not do this."""
+
+
 class NoRoom(Error):
-    """The service is full; later it may work."""
+    """The service is full, or the caller's quota is; later it may work."""
 
 
 class Unavailable(Error):
@@ -43,6 +47,8 @@ _CLASSES: dict[str, type[Error]] = {
     "OUT_OF_RANGE": BadRequest,
     "UNIMPLEMENTED": BadRequest,
     "NOT_FOUND": NotFound,
+    "UNAUTHENTICATED": Denied,
+    "PERMISSION_DENIED": Denied,
     "RESOURCE_EXHAUSTED": NoRoom,
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": Unavailable,
@@ -65,6 +71,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:
     details = " ".join((error.details() or "").split())
     if code == "UNAVAILABLE" and details.startswith(("failed to connect", "connections to all backends", "DNS")):
         details = f"no riverrun service answers at {address}; start one with `riverrun serve`"
+    elif code == "UNAUTHENTICATED":
+        details = f"the service at {address} does not know you: {details} (RIVERRUN_TOKEN, --token-file, token=)"
     elif code == "UNIMPLEMENTED":
         details = f"what answers at {address} is no riverrun service, or one of another version"
     elif code == "DEADLINE_EXCEEDED":

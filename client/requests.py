@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import duration_pb2
+
 from riverrun.client import errors
 from riverrun.client.stream import Wish
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import CODECS
+
+MAX_SECONDS = 366 * 86_400
 
 
 def length(frames: int | None, seconds: float | None, fps: float) -> int:
@@ -31,6 +35,15 @@ def uint64(what: str, value: int) -> int:
     if not 0 <= value < 2**64:
         raise errors.BadRequest(f"{what} must be 0..2^64-1, got {value}", "INVALID_ARGUMENT")
     return value
+
+
+def duration(what: str, seconds: float) -> duration_pb2.Duration:
+    """`seconds` as the wire has them. Raises BadRequest unless they are 0 to a year."""
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise errors.BadRequest(f"{what} must be 0..{MAX_SECONDS} s, got {seconds}", "INVALID_ARGUMENT")
+    span = duration_pb2.Duration()
+    span.FromMicroseconds(round(seconds * 1_000_000))
+    return span
 
 
 def wishes_for(

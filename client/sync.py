@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from riverrun.client import changes
 from riverrun.client.aio import AsyncClient
-from riverrun.client.errors import BadRequest, Error, Unavailable
+from riverrun.client.credentials import Tls
+from riverrun.client.errors import BadRequest, Denied, Error, Unavailable
 from riverrun.client.loop import LoopThread
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import Frame, Patience, Receipt
@@ -17,14 +18,23 @@ from riverrun.protos import riverrun_pb2 as pb
 T = TypeVar("T")
 
 
-def connect(address: str | None = None, patience: Patience | None = None) -> Client:
+def connect(
+    address: str | None = None,
+    patience: Patience | None = None,
+    *,
+    token: str | None = None,
+    tls: Tls | bool | None = None,
+) -> Client:
     """A client of the service at `address`: host:port, by default `RIVERRUN_ADDRESS` or this machine.
+
+    token: by default `RIVERRUN_TOKEN`. tls: True, or the files to use; by default those of `RIVERRUN_CA`, `_CERT` and
+    `_KEY`, and plain text without them.
 
     >>> with riverrun.connect() as rr:
     ...     for frame in rr.stream("generate", prompt="a large red ball on green grass at noon", seconds=2):
     ...         show(frame.array)
     """
-    return Client(address, patience)
+    return Client(address, patience, token=token, tls=tls)
 
 
 class Change:
@@ -130,9 +140,15 @@ class Client:
     """
 
     def __init__(
-        self, address: str | None = None, patience: Patience | None = None, loop: LoopThread | None = None
+        self,
+        address: str | None = None,
+        patience: Patience | None = None,
+        loop: LoopThread | None = None,
+        *,
+        token: str | None = None,
+        tls: Tls | bool | None = None,
     ) -> None:
-        self._rr = AsyncClient(address, patience)
+        self._rr = AsyncClient(address, patience, token=token, tls=tls)
         self._own_loop = loop is None
         self._loop = loop or LoopThread("riverrun client")
 
@@ -185,6 +201,8 @@ class Client:
         """Whether a riverrun service answers there within `seconds`."""
         try:
             self._loop.run(self._rr.status(seconds))
+        except Denied:
+            return True
         except (Unavailable, BadRequest):  # nobody, or another gRPC service at the same port
             return False
         return True

@@ -69,8 +69,8 @@ class Limits:
     """What one service takes at most. connections: open `Streams.Connect` calls. job_frames: frames of one job."""
 
     sessions: int = 256
-    jobs: int = 16
     connections: int = 1024
+    jobs: int = 16
     job_frames: int = 1_000_000
 
 
@@ -84,9 +84,9 @@ class ServiceConfig:
     models: names in `configs/models` or paths of YAML files. graphs: likewise, besides the shipped ones whose models
     are there. idle_timeout_s: a session without client and delivery ends after this. step_timeout_s: an actor whose
     step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
-    data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it, those of a
     stall_s: a connection is ended when the client has not read for so long what is being sent (0: never). lead_s: media
     a session may be ahead of what its controller has played, unless it is asked for another one (0: no limit).
+    data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it, those of a
     tenant in its own folder there ("": anywhere, which is for an open service that only this machine reaches).
     metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
     are kept; 0: any free one). log, trace: see `configs/telemetry.py`; what the service which starts a cluster's
@@ -102,12 +102,12 @@ class ServiceConfig:
     idle_timeout_s: float = 60.0
     step_timeout_s: float = 30.0
     drain_s: float = 5.0
+    stall_s: float = 60.0
+    lead_s: float = 0.0
     data_dir: str = ""
     jobs_dir: str = ""
     limits: Limits = field(default_factory=Limits)
     auth: AuthConfig = field(default_factory=AuthConfig)
-    stall_s: float = 60.0
-    lead_s: float = 0.0
     tls: TlsConfig = field(default_factory=TlsConfig)
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None

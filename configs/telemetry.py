@@ -12,8 +12,8 @@ LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True)
 class LogConfig:
-    """format: "text", or "json" (one object a line). level: the lowest that is written; the models' and libraries' own
-    lines are held to it too."""
+    """format: "text", or "json" (one object a line). level: the lowest of the service's own lines that is written; of a
+    library's or a model's, nothing below info ever is."""
 
     format: str = "text"
     level: str = "info"

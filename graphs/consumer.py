@@ -19,8 +19,8 @@ from riverrun.models.base import BadRequest
 MAX_CREDITS = 512
 """Frames that may be outstanding on a port: the ring must be able to keep them all for a reconnect."""
 
-MAX_CREDIT_BYTES = 1 << 30
-"""And no more than so many bytes of them, but always `MIN_CREDITS` frames."""
+MAX_CREDIT_BYTES = 1 << 27
+"""And no more than so many bytes of them, but always `MIN_CREDITS` frames, and two chunks."""
 MIN_CREDITS = 32
 
 MANY_UNREAD = 64
@@ -53,9 +53,10 @@ class ConsumerSpec:
     credits: int = 0
 
 
-def most_credits(frame_bytes: int) -> int:
-    """Frames of that size which may be outstanding on a port; a size of 0 is not known."""
-    return min(MAX_CREDITS, max(MIN_CREDITS, MAX_CREDIT_BYTES // frame_bytes)) if frame_bytes else MAX_CREDITS
+def most_credits(frame_bytes: int, chunk_frames: int = 1) -> int:
+    """Frames of that size which may be outstanding on a port; a size of 0 is not known. Two chunks always may."""
+    least = max(MIN_CREDITS, 2 * chunk_frames)
+    return min(MAX_CREDITS, max(least, MAX_CREDIT_BYTES // frame_bytes)) if frame_bytes else MAX_CREDITS
 
 
 class Lane:
@@ -68,7 +69,7 @@ class Lane:
 
     def add(self, credits: int) -> None:
         """Raises BadRequest for a negative number, or for more outstanding than the ring may have to keep."""
-        most = most_credits(self.ring.frame_bytes)
+        most = most_credits(self.ring.frame_bytes, self.ring.chunk_frames)
         if credits < 0 or self.credits + credits > most:
             raise BadRequest(
                 f"{credits} more credits on port {self.ring.name!r} make {self.credits + credits};"

@@ -92,8 +92,8 @@ class Flow:
         self._on_end = on_end
         self._on_fault = on_fault
         self._tasks: set[asyncio.Task[None]] = set()
-        sizes = {name: frame_bytes(descriptions[at.stage], at.port) for name, at in graph.outputs.items()}
-        rings = {n: self._ring(n, at.stage, config.ring_frames, sizes[n]) for n, at in graph.outputs.items()}
+        keep = config.ring_frames
+        rings = {name: self._ring(name, at, keep, descriptions[at.stage]) for name, at in graph.outputs.items()}
         self.audience = Audience(rings, clock, signal)
         self.edges, self.drivers = wire(graph, descriptions, stages, rings, self, config.edge_chunks, config.deadlines)
         self.desk = ControlDesk(
@@ -352,7 +352,9 @@ class Flow:
         seconds = self._parked_s()
         return max(seconds, LEAST_SLEEP_S) if 0 < seconds < math.inf else None
 
-    def _ring(self, name: str, stage: str, keep: int, size: int) -> OutputRing:
+    def _ring(self, name: str, at: Endpoint, keep: int, about: Description) -> OutputRing:
+        stage = at.stage
+
         async def fetch(chunk: Chunk) -> Chunk:
             begun, work = self.clock.now(), self.drivers[stage].handle.fetch(chunk.data)
             array = await answer(self.clock, self._fetch_s, work, f"stage {stage!r}, asked for a chunk,")
@@ -363,7 +365,9 @@ class Flow:
                 raise error
             self._want_again(self.drivers[stage], error)
 
-        return OutputRing(name, keep, fetch, self.spawn, self.signal, lost, size)
+        sizes = (frame_bytes(about, at.port), max(about.chunk_frames, about.first_frames or 0))
+
+        return OutputRing(name, keep, fetch, self.spawn, self.signal, lost, *sizes)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it until it is done or the session ends; what it raises ends the session."""

@@ -77,11 +77,12 @@ class RecordKeeper:
             raise
         except (Unavailable, TimeoutError) as error:
             if not self._away:
-                log.warning("session %s: store is away (%s); the stream goes on", self.record.id, error)
+                what = "session %s: store is away (%s); the stream goes on"
+                log.warning(what, self.record.id, error, extra=self.record.about)
             self._away = True
         else:
             if self._away:
-                log.warning("session %s: store is back", self.record.id)
+                log.warning("session %s: store is back", self.record.id, extra=self.record.about)
             self._away = False
 
     async def _write_lines(self) -> None:

@@ -65,7 +65,8 @@ class OutputRing:
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
     consumers are attached. made: media time (ticks) that the chunks so far reach to. on_lost: a chunk can't be fetched,
     as who made it is gone; it waits until it comes again. resumed: others have run the session before, so its client
-    may be further on than this ring knows. frame_bytes: of one frame, 0 if not known."""
+    may be further on than this ring knows. frame_bytes: of one frame, 0 if not known. chunk_frames: of the
+    largest chunk but a flush."""
 
     def __init__(
         self,
@@ -76,9 +77,11 @@ class OutputRing:
         signal: Signal,
         on_lost: Callable[[StageGone], None],
         frame_bytes: int = 0,
+        chunk_frames: int = 1,
     ):
         self.name = name
         self.frame_bytes = frame_bytes
+        self.chunk_frames = chunk_frames
         self.lossless = True
         self.readers = 0
         self.cursor = 0

@@ -377,7 +377,7 @@ class Runner:
             return SessionState.SUSPENDED, one_line(str(error))
         if isinstance(error, BadRequest | Unavailable | Corrupt):
             return SessionState.FAILED, one_line(str(error))
-        log.error("session %s: internal error", self.record.id, exc_info=error)
+        log.error("session %s: internal error", self.record.id, exc_info=error, extra=self.record.about)
         return SessionState.FAILED, one_line(f"internal error: {type(error).__name__}: {error}")
 
     async def _free(self, state: SessionState, reason: str) -> None:
@@ -392,15 +392,18 @@ class Runner:
             await self._flow.stop()
         if isinstance(self._fault, Conflict | StaleEpoch):
             return
-        for error in await asyncio.gather(*map(self._close_stage, self._graph.order()), return_exceptions=True):
+        stages = self._graph.order()
+        closed = await asyncio.gather(*map(self._close_stage, stages), return_exceptions=True)
+        for stage, error in zip(stages, closed, strict=True):
             if error:
-                log.warning("session %s: a stage was not closed: %s: %s", self.record.id, type(error).__name__, error)
+                about = {**self.record.about, "stage": stage}
+                log.warning("session %s: a stage was not closed: %s", self.record.id, error, extra=about)
         try:
             await self._commit()
             if self._durability and state is SessionState.CLOSED:
                 await self._durability.blobs.forget(self.record.id)
         except Unavailable as error:  # Conflict is one: then it is another's
-            log.warning("session %s: %s", self.record.id, error)
+            log.warning("%s", error, extra=self.record.about)
 
     def _last_event(self, state: SessionState, reason: str) -> Event:
         if state is SessionState.SUSPENDED:

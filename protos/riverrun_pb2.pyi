@@ -79,7 +79,7 @@ class CreateSessionRequest(_message.Message):
     def __init__(self, graph: _Optional[str] = ..., params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., client_id: _Optional[str] = ..., seed: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_frames: _Optional[int] = ..., lead: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("session_id", "graph", "state", "reason", "created", "stages", "outputs", "frames_delivered", "resume_token", "gateways", "lead_s", "parked")
+    __slots__ = ("session_id", "graph", "state", "reason", "created", "stages", "outputs", "frames_delivered", "resume_token", "gateways", "lead_s", "parked", "paused")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class Session(_message.Message):
     GATEWAYS_FIELD_NUMBER: _ClassVar[int]
     LEAD_S_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     graph: str
     state: SessionState
@@ -104,10 +105,11 @@ class Session(_message.Message):
     gateways: _containers.RepeatedScalarFieldContainer[str]
     lead_s: float
     parked: bool
-    def __init__(self, session_id: _Optional[str] = ..., graph: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., reason: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPort, _Mapping]]] = ..., frames_delivered: _Optional[int] = ..., resume_token: _Optional[str] = ..., gateways: _Optional[_Iterable[str]] = ..., lead_s: _Optional[float] = ..., parked: _Optional[bool] = ...) -> None: ...
+    paused: bool
+    def __init__(self, session_id: _Optional[str] = ..., graph: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., reason: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[OutputPort, _Mapping]]] = ..., frames_delivered: _Optional[int] = ..., resume_token: _Optional[str] = ..., gateways: _Optional[_Iterable[str]] = ..., lead_s: _Optional[float] = ..., parked: _Optional[bool] = ..., paused: _Optional[bool] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("stage", "model", "actor", "incarnation", "steps", "held_bytes", "compute_ms_p50", "compute_ms_p99")
+    __slots__ = ("stage", "model", "actor", "incarnation", "steps", "held_bytes", "compute_ms_p50", "compute_ms_p99", "wait_ms_p50", "queued", "retained_bytes")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +118,9 @@ class StageStatus(_message.Message):
     HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_MS_P50_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_MS_P99_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_P50_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    RETAINED_BYTES_FIELD_NUMBER: _ClassVar[int]
     stage: str
     model: str
     actor: str
@@ -124,7 +129,10 @@ class StageStatus(_message.Message):
     held_bytes: int
     compute_ms_p50: float
     compute_ms_p99: float
-    def __init__(self, stage: _Optional[str] = ..., model: _Optional[str] = ..., actor: _Optional[str] = ..., incarnation: _Optional[str] = ..., steps: _Optional[int] = ..., held_bytes: _Optional[int] = ..., compute_ms_p50: _Optional[float] = ..., compute_ms_p99: _Optional[float] = ...) -> None: ...
+    wait_ms_p50: float
+    queued: int
+    retained_bytes: int
+    def __init__(self, stage: _Optional[str] = ..., model: _Optional[str] = ..., actor: _Optional[str] = ..., incarnation: _Optional[str] = ..., steps: _Optional[int] = ..., held_bytes: _Optional[int] = ..., compute_ms_p50: _Optional[float] = ..., compute_ms_p99: _Optional[float] = ..., wait_ms_p50: _Optional[float] = ..., queued: _Optional[int] = ..., retained_bytes: _Optional[int] = ...) -> None: ...
 
 class OutputPort(_message.Message):
     __slots__ = ("port", "kind", "fps", "height", "width", "chunk_frames", "first_frames")
@@ -489,7 +497,7 @@ class StatusResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., sessions: _Optional[int] = ..., store: _Optional[str] = ...) -> None: ...
 
 class ActorStatus(_message.Message):
-    __slots__ = ("actor", "model", "incarnation", "node", "pid", "sessions", "max_sessions", "held_bytes", "steps")
+    __slots__ = ("actor", "model", "incarnation", "node", "pid", "sessions", "max_sessions", "held_bytes", "steps", "up", "reserved_bytes", "step_ms_p50", "step_ms_p99", "step_age_s")
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -499,6 +507,11 @@ class ActorStatus(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_P50_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_P99_FIELD_NUMBER: _ClassVar[int]
+    STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     actor: str
     model: str
     incarnation: str
@@ -508,7 +521,12 @@ class ActorStatus(_message.Message):
     max_sessions: int
     held_bytes: int
     steps: int
-    def __init__(self, actor: _Optional[str] = ..., model: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., held_bytes: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    up: bool
+    reserved_bytes: int
+    step_ms_p50: float
+    step_ms_p99: float
+    step_age_s: float
+    def __init__(self, actor: _Optional[str] = ..., model: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., held_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., up: _Optional[bool] = ..., reserved_bytes: _Optional[int] = ..., step_ms_p50: _Optional[float] = ..., step_ms_p99: _Optional[float] = ..., step_age_s: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

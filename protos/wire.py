@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from riverrun.protos import riverrun_pb2 as pb
 
@@ -145,8 +145,10 @@ class Joiner:
 
     def _check(self, part: pb.FramePart) -> None:
         where = f"frame {part.frame} of port {part.port!r}"
-        if part.parts < 1 or len(part.data) > MAX_PART_BYTES:
-            raise WireError(f"{where}: {part.parts} parts, {len(part.data)} bytes in one; at most {MAX_PART_BYTES}")
+        if part.parts < 1:
+            raise WireError(f"{where}: 0 parts, must be at least 1")
+        if len(part.data) > MAX_PART_BYTES:
+            raise WireError(f"{where}: a part of {len(part.data)} bytes, at most {MAX_PART_BYTES}")
         if part.part != len(self._parts):
             raise WireError(f"{where}: part {part.part} of {part.parts} came where part {len(self._parts)} was due")
         if self._parts:
@@ -161,7 +163,7 @@ class Joiner:
         size = math.prod(max(1, axis) for axis in part.shape) * np.dtype(part.dtype).itemsize  # empty ones too
         if size > self._max_frame_bytes or part.parts > self._max_frame_bytes // MAX_PART_BYTES + 1:
             raise WireError(
-                f"{where}: {size} bytes in {part.parts} parts, at most {self._max_frame_bytes} bytes a frame"
+                f"{where}: {size} bytes, {part.parts} part(s); at most {self._max_frame_bytes} bytes a frame"
             )
         check_codec(part.codec, part.dtype, tuple(part.shape))
 
@@ -211,6 +213,8 @@ def _decode_picture(data: bytearray, shape: tuple[int, ...], where: str) -> np.n
             return np.array(image.convert("RGB"))
     except WireError:
         raise
+    except UnidentifiedImageError:
+        raise WireError(f"{where}: the picture can't be decoded (it is neither JPEG nor PNG)") from None
     except Exception as error:  # Pillow raises whatever its plugins do on damaged data
         raise WireError(f"{where}: the picture can't be decoded ({error})") from error
 

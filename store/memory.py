@@ -20,6 +20,7 @@ class MemoryStore:
         self._records: dict[str, str] = {}
         self._logs: dict[str, deque[str]] = {}
         self._expiry: dict[str, float] = {}
+        self._counted: set[str] = set()
         self._gateways: dict[str, tuple[str, float]] = {}
 
     async def create(self, record: SessionRecord) -> SessionRecord:
@@ -29,6 +30,14 @@ class MemoryStore:
             if other.id == record.id or (same and not other.state.ended):
                 return other
         return self._write(replace(record, version=1))
+
+    async def admit(self, record: SessionRecord, most: int) -> bool:
+        others = [r for r in self._all() if r.tenant == record.tenant and r.id in self._counted and not r.state.ended]
+        alive = await self.gateways()
+        if sum(r.gateway in alive for r in others if r.id != record.id) >= most:
+            return False
+        self._counted.add(record.id)
+        return True
 
     async def get(self, session: str) -> SessionRecord | None:
         self._expire()
@@ -74,6 +83,7 @@ class MemoryStore:
         self._records.pop(session, None)
         self._logs.pop(session, None)
         self._expiry.pop(session, None)
+        self._counted.discard(session)
 
     async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
         self._gateways[gateway] = (address, self._now() + ttl_s)

@@ -153,6 +153,11 @@ class SessionRecord:
     version: int = 0
     schema: int = SCHEMA
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a log line of it is about (see `actors/logs.py`)."""
+        return {"session": self.id, "graph": self.graph, "epoch": self.epoch, "tenant": self.tenant}
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 
@@ -230,6 +235,12 @@ class Store(Protocol):
     async def create(self, record: SessionRecord) -> SessionRecord:
         """Writes a new record (version 1), or returns the live one with the same tenant and client_id."""
 
+    async def admit(self, record: SessionRecord, most: int) -> bool:
+        """Counts a session that was created; False if its tenant has `most` other live ones (then it is not counted).
+
+        A session counts until it has ended, is deleted, or its gateway has died.
+        """
+
     async def get(self, session: str) -> SessionRecord | None:
         """The record; None if there is none (or it has expired). Raises Corrupt."""
 
@@ -255,6 +266,9 @@ class Store(Protocol):
 
     async def delete(self, session: str) -> None:
         """Forgets a session. Deleting an unknown one is no error."""
+
+    async def check(self) -> None:
+        """Raises Corrupt for what would stay for ever. May look at everything there is: for tests."""
 
     async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
         """Says that `gateway` lives and answers at `address`; forgotten after `ttl_s`."""

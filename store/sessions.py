@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from riverrun.models.base import BadRequest, Unavailable, one_line
+from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
 from riverrun.store import tenants
 from riverrun.store.records import (
     ENDED_TTL_S,
@@ -41,6 +41,7 @@ INDEX = "rr:sessions"
 GATEWAYS = "rr:gateways"
 BATCH = 100
 MENDED = 4
+NEVER = -1  # PTTL of a key that does not expire
 Args = list[str | int]
 
 _CREATE = """
@@ -70,6 +71,10 @@ local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return ARGV[2]
+"""
+
+_FREE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 
@@ -110,6 +115,7 @@ class SessionStore:
         self._write = self._redis.register_script(_WRITE)
         self._log = self._redis.register_script(_LOG)
         self._claim = self._redis.register_script(_CLAIM)
+        self._free = self._redis.register_script(_FREE)
         self._admit = self._redis.register_script(tenants.ADMIT)
 
     async def close(self) -> None:
@@ -233,9 +239,23 @@ class SessionStore:
         return tuple(ControlEntry.from_json(line) for line in lines)
 
     async def delete(self, session: str) -> None:
+        """Its client id, if it holds one, is free again."""
+        record = None
+        with suppress(Corrupt):  # what can't be read can be deleted
+            record = await self.get(session)
         with _reached():
+            if record and record.client_id:
+                await self._free(keys=[client_key(record)], args=[session])
             await self._redis.delete(record_key(session), log_key(session))
             await self._redis.zrem(INDEX, session)
+
+    async def check(self) -> None:
+        """Raises Corrupt for a key of ours that would stay for ever. Scans the key space: for tests."""
+        with _reached():
+            async for key in self._redis.scan_iter("rr:*", count=1000):
+                lasts = key in (INDEX, GATEWAYS) or key.startswith(tenants.PREFIX)
+                if not lasts and await self._redis.pttl(key) == NEVER:
+                    raise Corrupt(f"{key} never expires")
 
     async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
         now = time.time()

@@ -7,6 +7,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,10 +18,25 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from riverrun.client.credentials import SYSTEM, Tls, token_in
 from riverrun.client.errors import Error
 from riverrun.client.export import ExportError
 from riverrun.client.sync import Client
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Files by which a command shows who it is; what is not there comes from the environment."""
+
+    token_file: Path | None = None
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+SHOWN: ContextVar[Shown] = ContextVar("shown")
+"""Set by the options before the command."""
 
 out, err = Console(), Console(stderr=True)
 
@@ -54,6 +71,14 @@ class Group(TyperGroup):
             ctx.exit(130)
 
 
+def client(address: str | None) -> Client:
+    """A client with the token and the certificates that were named before the command."""
+    shown = SHOWN.get(Shown())
+    token = token_in(shown.token_file) if shown.token_file else None
+    tls = Tls(shown.ca or SYSTEM, shown.cert, shown.key) if shown.ca or shown.cert or shown.key else None
+    return Client(address, token=token, tls=tls)
+
+
 def checked(overrides: Sequence[str] | None) -> list[str]:
     """Dotted overrides; a usage error for one without "="."""
     for override in overrides or ():
@@ -74,7 +99,7 @@ def service(address: str | None, config: str | None, overrides: Sequence[str] | 
         raise typer.BadParameter("a configuration is for a service of one's own: leave out --address, or the rest")
     named = bool(address or os.environ.get("RIVERRUN_ADDRESS"))
     if not own:
-        with Client(address) as rr:
+        with client(address) as rr:
             if named or rr.reachable():
                 yield rr
                 return

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from riverrun.client.commands.common import Address, AsJson, err, out, show_json, table
+from riverrun.client.commands.common import Address, AsJson, client, err, out, show_json, table
 from riverrun.client.errors import Unavailable
-from riverrun.client.sync import Client
 from riverrun.graphs.graph import Graph, load_graph
 from riverrun.graphs.graph import validate as validate_ports
 from riverrun.models.base import BadRequest, Description, Kind, Port
@@ -21,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show and check graphs.")
 @app.command("ls")
 def list_graphs(address: Address = None, as_json: AsJson = False) -> None:
     """List the service's graphs."""
-    with Client(address) as rr:
+    with client(address) as rr:
         graphs = rr.graphs()
     if as_json:
         show_json(graphs)
@@ -35,7 +34,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A graph's name.")], address: Address = None, as_json: AsJson = False
 ) -> None:
     """Show one graph: its stages, edges and outputs."""
-    with Client(address) as rr:
+    with client(address) as rr:
         graph = rr.graph(name)
     if as_json:
         show_json(graph)
@@ -58,7 +57,7 @@ def validate(
     Exit code 1 if something is wrong.
     """
     graph = load_graph(path)
-    with Client(address) as rr:
+    with client(address) as rr:
         try:
             models = {model.name: model for model in rr.models()}
         except Unavailable:

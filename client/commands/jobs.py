@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from riverrun.client.commands.common import Address, AsJson, err, key_values, out, show_json, table
+from riverrun.client.commands.common import Address, AsJson, client, err, key_values, out, show_json, table
 from riverrun.client.commands.run import chosen_length, parse_switches
-from riverrun.client.sync import Client
 from riverrun.protos import riverrun_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Render to files on the service, with no client attached.")
@@ -34,7 +33,7 @@ def submit(
     length = chosen_length(frames, seconds)
     switches = parse_switches(at)
     params = key_values(param or ())
-    with Client(address) as rr:
+    with client(address) as rr:
         fps = rr.graph(graph).outputs[0].fps if switches else 0.0
         controls = [(round(switch.seconds * fps), switch.prompt) for switch in switches]
         job = rr.submit(graph, output, prompt=prompt, seed=seed, at=controls, **length, **params)
@@ -47,7 +46,7 @@ def submit(
 @app.command("ls")
 def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     """List the jobs."""
-    with Client(address) as rr:
+    with client(address) as rr:
         jobs = rr.jobs()
     if as_json:
         show_json(jobs)
@@ -59,21 +58,21 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
 @app.command("get")
 def get_job(job_id: Id, address: Address = None, as_json: AsJson = False) -> None:
     """Show one job."""
-    with Client(address) as rr:
+    with client(address) as rr:
         _show(rr.job(job_id), as_json)
 
 
 @app.command("cancel")
 def cancel(job_id: Id, address: Address = None, as_json: AsJson = False) -> None:
     """Stop a job. Pictures it has written stay; an unfinished film is removed."""
-    with Client(address) as rr:
+    with client(address) as rr:
         _show(rr.cancel_job(job_id), as_json)
 
 
 @app.command("watch")
 def watch(job_id: Id, address: Address = None, as_json: AsJson = False) -> None:
     """Follow a job to its end; exit code 1 if it fails or is cancelled."""
-    with Client(address) as rr, Progress(console=err) as progress:
+    with client(address) as rr, Progress(console=err) as progress:
         task = progress.add_task(job_id)
         for job in rr.watch_job(job_id):
             progress.update(task, completed=job.frames_done, total=job.frames_total)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from riverrun.client.commands.common import Address, AsJson, show_json, table
-from riverrun.client.sync import Client
+from riverrun.client.commands.common import Address, AsJson, client, show_json, table
 
 app = typer.Typer(no_args_is_help=True, help="List models, and look into checkpoints.")
 
@@ -16,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="List models, and look into checkpo
 @app.command("ls")
 def list_models(address: Address = None, as_json: AsJson = False) -> None:
     """List the service's models."""
-    with Client(address) as rr:
+    with client(address) as rr:
         models = rr.models()
     if as_json:
         show_json(models)

@@ -45,6 +45,10 @@ def run(
         list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the graph; repeatable.")
     ] = None,
     codec: Annotated[str, typer.Option(help="On the wire: raw, png or jpeg.")] = "raw",
+    lead: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Live: make it as it plays, at most so far ahead. 0: as fast as it goes."),
+    ] = None,
     address: Address = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -57,7 +61,7 @@ def run(
     params = key_values(param or ())
     with service(address, config, overrides) as rr:
         started = time.monotonic()
-        with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, **length, **params) as stream:
+        with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, lead=lead, **length, **params) as stream:
             recorder = Recorder(stream, started, switches, writers_for(stream, output), _sheet(sheet, stream, prompt))
             files = _record(recorder, frames or round(length["seconds"] * stream.session.outputs[0].fps), sheet)
     summary = recorder.summary() | {"prompt": prompt, "seed": seed, "files": files}

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from riverrun.client.commands.common import Address, AsJson, out, show_json, table
-from riverrun.client.sync import Client
+from riverrun.client.commands.common import Address, AsJson, client, out, show_json, table
 from riverrun.protos import riverrun_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="List, look at and end sessions.")
@@ -22,7 +21,7 @@ def list_sessions(
     as_json: AsJson = False,
 ) -> None:
     """List the sessions."""
-    with Client(address) as rr:
+    with client(address) as rr:
         sessions = rr.sessions(include_ended)
     if as_json:
         show_json(sessions)
@@ -34,7 +33,7 @@ def list_sessions(
 @app.command("get")
 def get_session(session_id: Id, address: Address = None, as_json: AsJson = False) -> None:
     """Show one session and its stages."""
-    with Client(address) as rr:
+    with client(address) as rr:
         session = rr.session(session_id)
     if as_json:
         show_json(session)
@@ -59,7 +58,7 @@ def close_session(
     as_json: AsJson = False,
 ) -> None:
     """End a session and free its state."""
-    with Client(address) as rr:
+    with client(address) as rr:
         session = rr.close_session(session_id, reason)
     if as_json:
         show_json(session)

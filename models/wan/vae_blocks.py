@@ -36,7 +36,16 @@ class CausalConv3d(nn.Conv3d):
         if histories is not None and self.time_pad:
             histories.put(self.path, x[:, :, -self.time_pad :])
         missing = self.time_pad - (0 if past is None else past.shape[2])
-        return super().forward(F.pad(x, (0, 0, 0, 0, missing, 0)) if missing else x)
+        return self._convolve(F.pad(x, (0, 0, 0, 0, missing, 0)) if missing else x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """On a CPU, PyTorch gives one small stream to a convolution 2.4 times slower than oneDNN's, and a batch of two
+        to oneDNN's; so that a stream alone is as quick, and its sums are those of a batch, oneDNN's is asked for."""
+        is_plain = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
+        if not (is_plain and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):  # type: ignore[attr-defined]
+            return super().forward(x)
+        places = (self.padding, self.stride, self.dilation, self.groups)
+        return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, *places)
 
 
 def conv3(dim_in: int, dim_out: int) -> CausalConv3d:

@@ -208,3 +208,45 @@ with socket.create_server(("127.0.0.1", 0)) as taken:
     without = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=without)
     assert (done.stdout, done.stderr) == ("refused\n", "")
+
+
+def test_new_tokens_go_into_the_file_as_digests(tmp_path):
+    from riverrun.actors.tokens import TokenFile
+
+    file, kept = tmp_path / "tokens.yaml", tmp_path / "wall.token"
+    options = ["--tenant", "acme", "--file", str(file)]
+    first = CliRunner().invoke(app, ["tokens", "new", "render", "--role", "controller", *options])
+    second = CliRunner().invoke(app, ["tokens", "new", "wall", "--role", "viewer", *options, "--out", str(kept)])
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    tokens = first.stdout.strip(), kept.read_text().strip()
+    assert not any(token in file.read_text() + second.output for token in tokens)
+    assert [TokenFile(file).find(token).name for token in tokens] == ["render", "wall"]
+    assert [path.stat().st_mode & 0o777 for path in (file, kept)] == [0o600, 0o600]
+    refused = CliRunner().invoke(app, ["tokens", "new", "x", "--role", "king", *options])
+    assert refused.exit_code == 1
+    assert "role must be viewer, controller, admin, got 'king'" in refused.stderr
+    file.write_text("nonsense")
+    assert CliRunner().invoke(app, ["tokens", "new", "x", "--role", "viewer", *options]).exit_code == 1
+    assert file.read_text() == "nonsense"
+
+
+def test_a_command_shows_the_token_of_a_file_or_of_the_environment(running, tmp_path, monkeypatch):
+    monkeypatch.setattr("riverrun.client.credentials.Credentials.channel", _no_channel)
+    path = tmp_path / "token"
+    path.write_text("from-the-file\n")
+    monkeypatch.setenv("RIVERRUN_TOKEN", "from-the-environment")
+    for options, token in (["--token-file", str(path)], "from-the-file"), ([], "from-the-environment"):
+        done = CliRunner().invoke(app, [*options, "sessions", "ls", "--address", running.address])
+        assert f"would show {token}" in done.stderr
+        assert done.exit_code == 1
+    path.write_text("")
+    done = CliRunner().invoke(app, ["--token-file", str(path), "sessions", "ls", "--address", running.address])
+    assert "holds no token" in done.stderr
+    done = CliRunner().invoke(app, ["--cert", str(path), "sessions", "ls", "--address", running.address])
+    assert "certificate and its key go together" in done.stderr
+
+
+def _no_channel(credentials, address, options):
+    from riverrun.client.errors import BadRequest
+
+    raise BadRequest(f"would show {credentials.token}", "INVALID_ARGUMENT")

@@ -168,10 +168,19 @@ def test_wrong_wishes_are_refused_and_change_nothing(lab, run):
 
 
 @pytest.mark.parametrize(
-    ("frame_bytes", "most"), [(0, 512), (12_288, 512), (2_764_800, 388), (25_165_824, 42), (1 << 30, 32)]
+    ("frame_bytes", "chunk_frames", "most"),
+    [
+        (0, 4, 512),
+        (12_288, 4, 512),
+        (2_764_800, 4, 48),
+        (25_165_824, 4, 32),
+        (1 << 30, 4, 32),
+        (25_165_824, 24, 48),  # two chunks, which is what a client's buffer asks for
+        (1 << 30, 1000, 512),
+    ],
 )
-def test_credits_are_bounded_by_bytes_too(frame_bytes, most):
-    assert most_credits(frame_bytes) == most
+def test_credits_are_bounded_by_bytes_too(frame_bytes, chunk_frames, most):
+    assert most_credits(frame_bytes, chunk_frames) == most
 
 
 def test_a_port_named_twice_is_refused(lab, run):

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from riverrun.graphs.config import RunnerConfig
-from riverrun.graphs.consumer import PortWish
+from riverrun.graphs.consumer import MANY_UNREAD, PortWish
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
-from riverrun.graphs.items import EventType
+from riverrun.graphs.items import Event, EventType, InputAck
 from riverrun.graphs.pacing import Playhead, Position, lead_s, moved, parked_s
 from riverrun.models.base import TICKS_PER_SECOND, Control
 
@@ -258,6 +258,24 @@ def test_input_of_a_client_waits_while_the_session_is_parked(lab, run):
         assert pushed > 5 + rig.config.edge_chunks
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        await rig.close()
+
+    run(body())
+
+
+def test_notices_that_nobody_reads_are_few_and_say_all(lab, run):
+    async def body():
+        rig = await rig_of(lab).open()
+        reader, viewer = rig.controller(), rig.viewer()
+        for n in range(10_000):
+            reader.tell(InputAck("video", n))
+            viewer.tell(Event(EventType.RESUMED if n % 2 else EventType.PAUSED))
+        assert (reader.unread, viewer.unread) == (MANY_UNREAD, 10_000 % MANY_UNREAD)
+        read = [await reader.next() for _ in range(MANY_UNREAD)]
+        assert read[-1] == InputAck("video", 9_999)
+        assert [ack.frame for ack in read] == sorted(ack.frame for ack in read)
+        seen = [await viewer.next() for _ in range(viewer.unread)]
+        assert seen[-1].type is EventType.RESUMED
         await rig.close()
 
     run(body())

@@ -16,7 +16,7 @@ from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 
-from . import own_model
+from . import own_model, wrong_model
 
 DEADLINE_S = 30
 
@@ -177,8 +177,11 @@ def running(tmp_path_factory):
         "name: turn\nstages: {turn: {model: synthetic}}\ninputs: {video: turn.frames}\noutputs: {frames: turn.frames}\n"
     )
     own_models(folder)
-    graphs = ",".join(f"{folder}/{name}.yaml" for name in ("chain", "turn", "grey-graph", "broken-graph"))
-    models = f"synthetic,{folder}/grey.yaml,{folder}/broken.yaml"
+    wrong, of_wrong = wrong_model.wrong_models(folder)
+    graphs = ",".join(
+        [*(f"{folder}/{name}.yaml" for name in ("chain", "turn", "grey-graph", "broken-graph")), *of_wrong]
+    )
+    models = ",".join(["synthetic", f"{folder}/grey.yaml", f"{folder}/broken.yaml", *wrong])
     overrides = ["port=0", f"models=[{models}]", f"graphs=[{graphs}]", "ray_address=local"]
     overrides += ["drain_s=1", "step_timeout_s=3"]
     service = Running(load_service(None, overrides))

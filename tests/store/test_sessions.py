@@ -211,3 +211,50 @@ def test_a_session_has_a_constant_number_of_keys(server):
         await store.close()
 
     asyncio.run(body())
+
+
+def test_the_places_of_a_tenant_are_counted_until_its_sessions_end(with_store):
+    async def body(store: Store) -> None:
+        await store.heartbeat("here", "x:1", ttl_s=60)
+        await store.heartbeat("there", "x:2", ttl_s=60)
+        made = [await store.create(record(n, tenant="acme", gateway="here", created=1.0)) for n in "abcde"]
+        assert [await store.admit(one, 2) for one in made[:3]] == [True, True, False]
+        assert await store.admit(made[0], 2)
+        other = await store.create(record("x", tenant="other", gateway="here"))
+        assert await store.admit(other, 1)
+        ended = await store.update(replace(made[0], state=SessionState.CLOSED))
+        assert await store.admit(made[2], 2)
+        assert not await store.admit(made[3], 2)
+        await store.delete("b")
+        assert await store.admit(made[3], 2)
+        assert not await store.admit(made[4], 2)
+        taken_over = await store.update(replace(made[2], gateway="gone"))
+        assert await store.admit(made[4], 2)
+        await store.update(replace(taken_over, gateway="there"))
+        assert not await store.admit(await store.create(record("f", tenant="acme", gateway="here")), 3)
+        assert ended.state.ended
+
+    with_store(body)
+
+
+def test_two_gateways_can_not_give_the_last_place_away_twice(with_store):
+    async def body(store: Store) -> None:
+        await store.heartbeat("here", "x:1", ttl_s=60)
+        made = [await store.create(record(f"s{n}", tenant="acme", gateway="here")) for n in range(8)]
+        assert sum(await asyncio.gather(*(store.admit(one, 3) for one in made))) == 3
+
+    with_store(body)
+
+
+def test_a_page_of_one_tenant_tells_nothing_of_another(with_store):
+    async def body(store: Store) -> None:
+        for number in range(6):
+            await store.create(record(f"s{number}", tenant="ab"[number % 2], created=float(number)))
+        first = await store.page(2, tenant="a")
+        assert [r.id for r in first.records] == ["s4", "s2"]
+        assert first.token.endswith(":s2")
+        last = await store.page(2, first.token, tenant="a")
+        assert ([r.id for r in last.records], last.token) == (["s0"], "")
+        assert len((await store.page(9)).records) == 6
+
+    with_store(body)
