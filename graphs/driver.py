@@ -272,7 +272,7 @@ class StageDriver:
             session=self.session.session_id,
             epoch=self.session.epoch,
             seq=seq,
-            inputs=(edge.head,) if edge and edge.head else (),
+            inputs=(edge.head,) if edge is not None and edge.head else (),
             controls=self.log.carry(seq, self.controls),
             acked=self.acked,
             finish=turn is Turn.FINISH,
@@ -294,7 +294,7 @@ class StageDriver:
             if request.controls:
                 await self.session.carried(self.name, request.controls, reply, self.next_on_first_port[0])
             self._count_controls(request, reply)
-        if edge:
+        if edge is not None:
             edge.pop()
         self._hand_on(reply, is_flush=request.finish)
         self.next_seq += 1
@@ -303,7 +303,7 @@ class StageDriver:
         if self.finished:
             for queue in (q for queues in self.outputs.values() for q in queues):
                 queue.ended = True
-        if edge:
+        if edge is not None:
             self.session.consumed(self)
         if request.save:
             self.session.save_begun(self, reply.seq)

@@ -216,11 +216,16 @@ class KVCache:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(meta, tensors): the filled slots of all layers end to end, in physical order; tensors are on the CPU."""
+        return self.snapshot_head(max(self.lengths))
+
+    def snapshot_head(self, slots: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As `snapshot`, but of no more than the first `slots` slots of each layer (a sink)."""
         if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
+        lengths = [min(length, slots) for length in self.lengths]
         meta: dict[str, Any] = {"spec": asdict(self.spec), "policy": repr(self.policy)}
-        meta |= {"cursor": self.cursor, "lengths": list(self.lengths)}
-        return meta, {"k": self._packed(self.k), "v": self._packed(self.v)}
+        meta |= {"cursor": self.cursor, "lengths": lengths}
+        return meta, {"k": self._packed(self.k, lengths), "v": self._packed(self.v, lengths)}
 
     def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes over a snapshot of a cache of the same spec and policy, from tensors on any device.
@@ -243,11 +248,11 @@ class KVCache:
 
     # -- slots and pages -------------------------------------------------------------------------------------
 
-    def _packed(self, pool: Tensor) -> Tensor:
-        """The filled slots on the CPU, layer by layer: a second copy of the pool may not fit on its device."""
-        packed = torch.empty((pool.shape[0], sum(self.lengths), *pool.shape[2:]), dtype=pool.dtype)
-        for layer, part in enumerate(packed.split(self.lengths, dim=1)):
-            part.copy_(self._slots(pool, layer, 0, self.lengths[layer]))
+    def _packed(self, pool: Tensor, lengths: list[int]) -> Tensor:
+        """The first slots on the CPU, layer by layer: a second copy of the pool may not fit on its device."""
+        packed = torch.empty((pool.shape[0], sum(lengths), *pool.shape[2:]), dtype=pool.dtype)
+        for layer, part in enumerate(packed.split(lengths, dim=1)):
+            part.copy_(self._slots(pool, layer, 0, lengths[layer]))
         return packed
 
     def _own(self, layer: int, slots: int) -> None:

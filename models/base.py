@@ -149,11 +149,12 @@ class State(Protocol):
     def nbytes(self) -> int:
         """Bytes held between steps (caches, histories, pending inputs)."""
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, kind: str = "exact") -> Snapshot:
         """A copy that `StreamModel.restore` turns into an equal State, physical slot order included.
 
-        Taken between steps; inputs and controls that wait for the next one are in it. Raises Corrupt for a State that
-        a failed step has left half-written.
+        kind: one of the model's `snapshot_kinds`; "recache" holds what the State can be computed from again. Taken
+        between steps; inputs and controls that wait for the next one are in it. Raises Corrupt for a State that a
+        failed step has left half-written, BadRequest for another kind.
         """
 
 
@@ -198,6 +199,21 @@ class StreamModel(ABC):
     def ready(self, state: Any) -> bool:
         """Whether `step` can run now. Depends only on what was pushed, never on when it arrived."""
         return True
+
+    def snapshot_kinds(self) -> tuple[str, ...]:
+        """Of snapshots its States can give; see `Snapshot`."""
+        return ("exact",)
+
+    def decisions(self, state: Any) -> Any:
+        """What the last step decided by value, and that changes how many outputs there are (token ids, scene cuts).
+
+        A small JSON-able value; None: nothing. Rounding in another batch could flip it, so a replay is told.
+        """
+        return None
+
+    def force(self, state: Any, decisions: Any) -> None:
+        """The next step decides as one that `decisions` was read after. Told before that step is given its input."""
+        return None
 
     def batch_key(self, state: Any) -> Any:
         """States with equal keys may share a step; None means this state is stepped alone."""

@@ -87,6 +87,12 @@ def refuse_snapshot(state: Breakable) -> None:
         raise Corrupt("the session failed in a step; only an earlier snapshot can be restored")
 
 
+def check_kind(kind: str, kinds: Sequence[str] = ("exact",)) -> None:
+    """Raises BadRequest for a kind of snapshot that a State can't give."""
+    if kind not in kinds:
+        raise BadRequest(f"snapshots of this model are {' or '.join(kinds)}, {kind!r} was asked for")
+
+
 @contextmanager
 def reading(snapshot: Snapshot, version: int) -> Iterator[Mapping[str, Any]]:
     """The meta of a snapshot. Raises Corrupt for one of another version, without a part, or that does not fit."""

@@ -30,6 +30,7 @@ from riverrun.models.base import (
     parse_params,
 )
 from riverrun.models.generation.longlive_state import (
+    KINDS,
     SNAPSHOT_VERSION,
     LongLiveOptions,
     LongLiveParams,
@@ -42,7 +43,7 @@ from riverrun.models.snapshot import below, to_tensors, unpack_control
 from riverrun.models.state import emit, reading, rewriting
 from riverrun.models.wan.dit import WAN_1_3B, WanConfig, WanModel
 from riverrun.models.wan.schedule import FlowSchedule
-from riverrun.models.wan.sizes import dit_session, vae_session
+from riverrun.models.wan.sizes import decoder_reach, dit_session, vae_session
 from riverrun.models.wan.vae import WAN21_VAE, VAEConfig, WanVAE
 from riverrun.models.weights import (
     ADAPTER_WRAPPERS,
@@ -92,6 +93,7 @@ class LongLive(StreamModel):
         timesteps = schedule.warp(self.options.steps)
         self.sampler = BlockSampler(self.model, schedule.to(self.device), timesteps, self.options.rope)
         self._texts = SharedCache()
+        self._keep = max(self.options.window, decoder_reach(self.vae.config))  # latents to compute a State from again
 
     # -- sessions --------------------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class LongLive(StreamModel):
         cache = self._cache(latent[1:], self.options.sink if params.sink else 0)
         recent = torch.zeros((0, *latent), dtype=self.dtype, device=self.device)
         nothing = TextEntry(torch.empty(0), torch.empty(0))
-        stream = LatentStream(cache, nothing, recent, keep_sink=params.keep_sink)
+        stream = LatentStream(cache, nothing, recent, keep_sink=params.keep_sink, keep=self._keep)
         return LongLiveState(params, seed, stream, Histories())
 
     def control(self, state: LongLiveState, control: Control) -> None:
@@ -143,18 +145,34 @@ class LongLive(StreamModel):
             latents = self.sampler.block([state.stream for state in states], lambda index: self._noise(states, index))
             return [[self._emit(state, block)] for state, block in zip(states, latents, strict=True)]
 
+    def snapshot_kinds(self) -> tuple[str, ...]:
+        return KINDS
+
+    @torch.no_grad()
     def restore(self, params: LongLiveParams, snapshot: Snapshot) -> LongLiveState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
             state = self.open(params, meta["counters"]["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+        if snapshot.kind == "recache" and state.chunk:
+            self._recompute(state)
         return state
+
+    def _recompute(self, state: LongLiveState) -> None:
+        """The window's keys and values, and what the decoder remembers, from the clean latents.
+
+        The latents reach as far back as the decoder does, so that only rounding tells its memory from what it was.
+        """
+        self.sampler.recompute(state.stream, self.options.block)
+        for latent in state.stream.recent.split(1):
+            self.vae.decode(latent[None], state.histories)
 
     def _fill(self, state: LongLiveState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         """tensors: on the CPU; each goes to its place alone, for a second cache may not fit on the device."""
         recent, wanted = tensors["recent"], state.stream.recent.shape[1:]
         if recent.shape[1:] != wanted:
             raise ValueError(f"its latents are {list(recent.shape[1:])}, the parameters ask for {list(wanted)}")
-        state.stream.recent, state.stream.start = recent.to(self.device), meta["start"]
+        state.stream.recent = recent.to(self.device)
+        state.stream.start, state.stream.switched = meta["start"], meta["switched"]
         state.stream.cache.restore(meta["cache"], below(tensors, "cache/"))
         kept = {path: tensor.to(self.device) for path, tensor in below(tensors, "histories/").items()}
         state.histories = Histories.restore(meta["histories"], kept)
@@ -214,10 +232,9 @@ class LongLive(StreamModel):
             return KVCache(spec, policy, self.dtype, self.device)
 
     def _session_bytes(self, height: int, width: int) -> int:
-        """Bytes of a State after its second block, from shapes alone (nothing is allocated)."""
-        options = self.options
-        factor = self.vae.config.spatial_factor
-        dit = dit_session(self.model.config, height, width, self.dtype, options.window, options.sink, factor)
+        """Bytes of a State once its window is full, from shapes alone (nothing is allocated)."""
+        sizes = self.options.window, self.options.sink, self.vae.config.spatial_factor, self._keep
+        dit = dit_session(self.model.config, height, width, self.dtype, *sizes)
         return dit.total + vae_session(self.vae.config, height, width, self.dtype).parts["decoder history"]
 
 

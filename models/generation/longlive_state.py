@@ -11,10 +11,11 @@ from riverrun.kernels.histories import Histories
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
 from riverrun.models.generation.rollout import LatentStream
 from riverrun.models.snapshot import pack_control, to_arrays
-from riverrun.models.state import Rewindable, refuse_snapshot
+from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 from riverrun.models.wan.stream import RopeForm
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
+KINDS = ("exact", "recache")
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,19 @@ class LongLiveState(Rewindable):
         text = 0 if self.embedding is None else self.embedding.nbytes + self.stream.text.nbytes
         return self.stream.cache.nbytes + self.histories.nbytes + self.stream.recent.nbytes + text
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, kind: str = "exact") -> Snapshot:
         """Exact: cache slots in physical order, clean latents, prompt embeddings, histories, counters.
 
-        A prompt that waits for the next block is in it, so that a control once taken is not lost with its session.
+        Recache: of the cache the sink alone, and no histories; `LongLive.restore` computes both from the latents. A
+        prompt that waits for the next block is in it, so that a control once taken is not lost with its session.
         Raises Corrupt for a session that failed.
         """
         refuse_snapshot(self)
-        cache_meta, cache = self.stream.cache.snapshot()
-        history_meta, histories = self.histories.snapshot()
-        tensors = {"recent": self.stream.recent}
+        check_kind(kind, KINDS)
+        is_exact, stream = kind == "exact", self.stream
+        cache_meta, cache = stream.cache.snapshot() if is_exact else stream.cache.snapshot_head(stream.sink)
+        history_meta, histories = (self.histories if is_exact else Histories()).snapshot()
+        tensors = {"recent": stream.recent}
         if self.embedding is not None:
             tensors["embedding"] = self.embedding
         pending, embedding = pack_control(self.pending)
@@ -76,9 +80,9 @@ class LongLiveState(Rewindable):
         tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
         arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
-        meta = {"version": SNAPSHOT_VERSION, "start": self.stream.start, "cache": cache_meta, "dtypes": dtypes}
-        meta |= {"histories": history_meta, "counters": counters, "pending": pending}
-        return Snapshot(meta, arrays)
+        meta = {"version": SNAPSHOT_VERSION, "start": stream.start, "switched": stream.switched, "dtypes": dtypes}
+        meta |= {"cache": cache_meta, "histories": history_meta, "counters": counters, "pending": pending}
+        return Snapshot(meta, arrays, kind)
 
 
 @dataclass(frozen=True)

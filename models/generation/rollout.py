@@ -26,16 +26,24 @@ Draw = Callable[[int], Tensor]
 class LatentStream:
     """One session's latent side.
 
-    cache: self attention. text: the prompt in force. recent: clean latents [n, C, H, W] of the frames the cache can
-    hold, which a prompt switch recomputes. start: latent frames done. keep_sink: a prompt switch leaves the sink's
-    old keys (official `global_sink: true`).
+    cache: self attention. text: the prompt in force. recent: the newest clean latents [n, C, H, W], as many as the
+    cache can hold (a prompt switch recomputes those), or `keep` if that is more. start: latent frames done.
+    switched: `start` when a prompt switch last recomputed the window. keep_sink: a prompt switch leaves the sink's old
+    keys (official `global_sink: true`).
     """
 
     cache: KVCache
     text: TextEntry
     recent: Tensor
     start: int = 0
+    switched: int = 0
     keep_sink: bool = True
+    keep: int = 0
+
+    @property
+    def sink(self) -> int:
+        """Slots of a layer that hold the sink, once it is there."""
+        return getattr(self.cache.policy, "sink", 0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class BlockSampler:
         self.call(streams, x0, self.context_noise)  # clean pass: the cache keeps clean keys, the output is thrown away
         for stream, clean in zip(streams, x0, strict=True):
             stream.start += x0.shape[1]
-            stream.recent = torch.cat([stream.recent, clean])[-self._window(stream) :]
+            stream.recent = torch.cat([stream.recent, clean])[-max(stream.keep, self._window(stream)) :]
         return x0
 
     def call(
@@ -118,15 +126,37 @@ class BlockSampler:
         if recache and not stream.keep_sink:
             stream.cache.clear()
         stream.text = text
-        count = len(stream.recent)
-        if recache and count:
-            self.call(
-                [stream],
-                stream.recent[None],
-                self.context_noise,
-                at=stream.start - count,
-                rewrite_sink=not stream.keep_sink,
-            )
+        if recache and len(stream.recent):
+            self._rewrite(stream, stream.recent[-self._window(stream) :])
+            stream.switched = stream.start
+
+    def recompute(self, stream: LatentStream, block: int) -> None:
+        """Fills a cache that holds the sink alone from the clean latents: as the last prompt switch did, if they reach
+        back so far, and from there block by block as their clean passes did.
+
+        block: latent frames of one. The older latents only warm up: what the oldest of them attended to is gone, so
+        keys come near what they were. They equal it from a switch on, or from the stream's beginning.
+        """
+        cache, window = stream.cache, self._window(stream)
+        tokens = self.model.config.tokens_per_frame(*stream.recent.shape[-2:])
+        end, oldest = stream.start, stream.start - len(stream.recent)
+        seen = min(stream.switched, window)
+        if seen and stream.switched - seen >= oldest:
+            stream.start, cache.lengths = stream.switched, [seen * tokens] * len(cache.lengths)
+            cache.cursor = stream.start * tokens
+            self._rewrite(stream, stream.recent[stream.start - seen - oldest : stream.start - oldest])
+        else:
+            stream.start = max(-(-oldest // block) * block, max(cache.lengths) // tokens)
+            cache.cursor = stream.start * tokens
+        while stream.start < end:
+            stop = (stream.start // block + 1) * block
+            self.call([stream], stream.recent[None, stream.start - oldest : stop - oldest], self.context_noise)
+            stream.start = stop
+
+    def _rewrite(self, stream: LatentStream, window: Tensor) -> None:
+        """Computes the newest frames [n, C, H, W] of the cache again, all at once."""
+        at, rewrite_sink = stream.start - len(window), not stream.keep_sink
+        self.call([stream], window[None], self.context_noise, at=at, rewrite_sink=rewrite_sink)
 
     def _window(self, stream: LatentStream) -> int:
         tokens = self.model.config.tokens_per_frame(*stream.recent.shape[-2:])

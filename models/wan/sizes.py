@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,11 +108,14 @@ def dit_session(
     window: int = WINDOW,
     sink: int = SINK,
     spatial_factor: int = WAN21_VAE.spatial_factor,
+    latents: int | None = None,
 ) -> SessionBytes:
     """Cached keys and values of `window` latent frames, prompt and its keys, and the clean latents for a recache.
 
     height, width: pixels. window, sink: latent frames. spatial_factor: the VAE's, pixels a latent along each side.
+    latents: clean ones kept; default as many as the released VAE's decoder reaches back.
     """
+    latents = max(window, decoder_reach(WAN21_VAE)) if latents is None else latents
     latent = (height // spatial_factor, width // spatial_factor)
     tokens = config.tokens_per_frame(*latent)
     spec = CacheSpec("self", config.num_layers, config.num_heads, config.head_dim, "normed", page=tokens)
@@ -120,9 +124,19 @@ def dit_session(
         "self-attention cache": cache.nbytes,
         "text keys and values": 2 * config.num_layers * config.text_len * config.dim * dtype.itemsize,
         "prompt embedding": config.text_len * config.text_dim * dtype.itemsize,
-        "clean latents": window * config.in_dim * latent[0] * latent[1] * dtype.itemsize,
+        "clean latents": latents * config.in_dim * latent[0] * latent[1] * dtype.itemsize,
     }
     return SessionBytes(height, width, str(dtype).removeprefix("torch."), parts)
+
+
+def decoder_reach(config: VAEConfig) -> int:
+    """Newest latents that tell all the decoder remembers; a first one that is decoded as a stream's first included."""
+    reach, rate = 2.0 + 4 * 2, 1  # conv1 and the two blocks of the middle; a causal convolution looks two frames back
+    for doubles in (*reversed(config.temporal_downsample), False):
+        reach += 4 * (config.num_res_blocks + 1) / rate
+        if doubles:
+            reach, rate = reach + 2 / rate, 2 * rate
+    return math.ceil(reach + 2 / rate) + 1
 
 
 @lru_cache(maxsize=64)
