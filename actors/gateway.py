@@ -89,6 +89,11 @@ class Gateway:
         await self._server.stop(STOP_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def sessions(self) -> int:
+        """How many run here."""
+        return len(self._host)
+
     async def check(self) -> None:
         """Raises Corrupt where the books of sessions, jobs, actors or store do not add up. For tests."""
         self._host.check()

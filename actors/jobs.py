@@ -87,6 +87,11 @@ class Job:
             self.state, self.reason = state, reason
             self.changed.notify()
 
+    def over(self, task: asyncio.Task[None]) -> None:
+        """Lets go of its task: a cancelled one would hold on to the whole session for as long as the job is kept."""
+        if self.state is not JobState.RUNNING:
+            self.task = None
+
 
 class JobDesk:
     """The jobs of one gateway. pool: for encoding."""
@@ -123,6 +128,7 @@ class JobDesk:
             del self._jobs[job.id]
             raise
         job.task = asyncio.create_task(self._run(job, *hosted), name=f"job {job.id}")
+        job.task.add_done_callback(job.over)
         return job
 
     def get(self, job: str, who: Principal) -> Job:

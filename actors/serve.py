@@ -75,6 +75,11 @@ class Service:
         self._why = why
         self._stopping.set()
 
+    @property
+    def sessions(self) -> int:
+        """How many run here."""
+        return self._gateway.sessions if self._gateway else 0
+
     async def check(self) -> None:
         """Raises Corrupt where its books do not add up. For tests."""
         if self._gateway:
@@ -100,7 +105,7 @@ class Service:
         stack.push_async_callback(store.close)
         await store.ping()
         cluster = config.ray_address or os.environ.get("RAY_ADDRESS", LOCAL)
-        stack.enter_context(_ray(cluster))
+        stack.enter_context(ray_of(cluster))
         pass_on(config.log)
         telemetry = Telemetry(config.log, config.trace)
         catalogue, is_shared = Catalogue(models, graphs, telemetry), cluster != LOCAL
@@ -180,7 +185,7 @@ def _embedded(data_dir: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _ray(address: str) -> Iterator[None]:
+def ray_of(address: str) -> Iterator[None]:
     """A Ray of our own, or one that is there. Must run on a thread that lives as long: Ray ties its life to it.
 
     A process has one Ray: a second service in it uses that of the first, and must end before it.

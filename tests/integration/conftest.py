@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -18,7 +18,8 @@ from riverrun.protos import riverrun_pb2_grpc as rpc
 
 from . import own_model, wrong_model
 
-DEADLINE_S = 30
+DEADLINE_S = 60
+"""Of every wait. A machine may be busy; none of them lasts when it is not."""
 
 
 def eventually(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
@@ -63,7 +64,9 @@ class Stubs:
 
 
 class Running:
-    """A service on a loop and thread of its own."""
+    """A service on a loop and thread of its own. here: those that run now."""
+
+    here: ClassVar[list["Running"]] = []
 
     def __init__(self, config: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -76,8 +79,10 @@ class Running:
 
     def start(self) -> None:
         self.call(self.service.__aenter__())
+        self.here.append(self)
 
     def stop(self) -> None:
+        self.here.remove(self)
         self.call(self.service.__aexit__(None, None, None))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
@@ -207,6 +212,20 @@ def code():
         return caught.value.code().name, caught.value.details()
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_ray(ray_cluster):
+    """All services of this folder that run in this process share it."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    """After each test no session runs, and the books of every service add up: its sessions, actors, and store."""
+    yield
+    for running in list(Running.here):
+        eventually(lambda running=running: not running.service.sessions)
+        running.call(running.service.check())
 
 
 __all__ = ["DEADLINE_S", "Running", "Stream", "Stubs", "eventually"]
