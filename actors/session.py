@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from riverrun.graphs.stage import BadRequest, Epoch, InputRefused, OpenRequest, StaleEpoch, StepReply, StepRequest
 from riverrun.models.base import Chunk, Control, Description, StreamModel
+from riverrun.store.checkpoints import Mark
 
 
 @dataclass(eq=False)
@@ -29,7 +30,8 @@ class StepJob:
 class StageSession:
     """One session at one stage.
 
-    reserved: bytes set aside for it. next_seq: the step due next. kept: replies the runner has not acked, by step.
+    reserved: bytes set aside for it. life: how often its runner has put it on an actor. next_seq: the step due next.
+    consumed, consumed_frames: by input port, as the runner counts. seen: newest control given, refused or not. kept: replies the runner has not acked, by step.
     job: the step in hand, if any. chunks, frames: emitted so far, by port. gone: it was closed or has failed, and is
     freed as soon as no step is using its State.
     """
@@ -40,6 +42,11 @@ class StageSession:
     state: Any
     reserved: int
     next_seq: int = 0
+    life: int = 0
+    consumed: Mapping[str, int] = field(default_factory=dict)
+    consumed_frames: Mapping[str, int] = field(default_factory=dict)
+    seen: int = 0
+    ready: bool = False
     kept: dict[int, StepReply] = field(default_factory=dict)
     job: StepJob | None = None
     chunks: dict[str, int] = field(default_factory=dict)
@@ -48,6 +55,27 @@ class StageSession:
     held: int = 0
     flushed: bool = False
     gone: bool = False
+
+    def stand(self) -> Mark:
+        """Where it stands between two steps."""
+        return Mark(
+            self.next_seq,
+            dict(self.consumed),
+            dict(self.consumed_frames),
+            dict(self.chunks),
+            dict(self.frames),
+            self.ready,
+            self.revision,
+            self.seen,
+            self.flushed,
+        )
+
+    def begin_at(self, mark: Mark) -> None:
+        """Of a State that was put here: counts as they were."""
+        self.next_seq, self.ready, self.flushed = mark.seq, mark.ready, mark.flushed
+        self.revision, self.seen = mark.revision, mark.seen
+        self.consumed, self.consumed_frames = dict(mark.consumed), dict(mark.consumed_frames)
+        self.chunks, self.frames = dict(mark.chunks), dict(mark.frames)
 
     @property
     def undoable(self) -> bool:
@@ -78,6 +106,8 @@ class StageSession:
         rejected, job.revision = [], self.revision
         for chunk in job.request.inputs:
             _push(model, self.state, chunk)
+        if job.request.forced is not None:
+            model.force(self.state, job.request.forced)
         for control in job.request.controls:
             refusal = _refusal(model, self.state, control)
             if refusal:
@@ -95,7 +125,9 @@ class StageSession:
 
     def commit(self, job: StepJob, chunks: Sequence[Chunk], ready: bool, **figures: Any) -> StepReply:
         """Stamps what step `job` made, counts it, keeps the reply and moves on to the next step."""
-        self.revision = job.revision
+        self.revision, self.ready = job.revision, ready
+        self.seen = max([self.seen, *(control.revision for control in job.request.controls)])
+        self.consumed, self.consumed_frames = job.request.taken, job.request.taken_frames
         self.held = int(self.state.nbytes)
         reply = StepReply(
             seq=job.request.seq,

@@ -52,6 +52,21 @@ class SessionTable:
             self._sessions[request.session] = session
             return session, True
 
+    def replace(self, request: OpenRequest, life: int, description: Description) -> StageSession:
+        """Room for a State that is put here from elsewhere; an earlier life of it leaves. Raises NoRoom, StaleEpoch."""
+        with self.lock:
+            known = self._sessions.get(request.session)
+            if known is not None:
+                before = known.epoch.number
+                known.fence(request.epoch)
+                if known.state is not None and (before, known.life) >= (request.epoch.number, life):
+                    raise StaleEpoch(f"session {request.session}: life {known.life} is here, {life} came late")
+                self.end(known, UnknownSession, f"session {request.session} begins again elsewhere")
+            self._ended.pop(request.session, None)
+            session, _ = self.add(request, description)
+            session.life = life
+            return session
+
     def find(self, session: str, epoch: Epoch) -> StageSession:
         """The live session, its epoch checked and raised. Raises UnknownSession, StepFailed, StaleEpoch."""
         with self.lock:

@@ -124,6 +124,10 @@ class Manifest:
             "mark": self.mark.to_dict(),
         }
 
+    def without_record(self) -> Manifest:
+        """For whoever has the record anyway."""
+        return dataclasses.replace(self, record="")
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
 

@@ -1,0 +1,115 @@
+"""Checkpoints on the side of the stage actor: copied between two steps, written while the next ones run, read back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from riverrun.actors.session import StageSession
+from riverrun.graphs.stage import Mismatch, Packet, SaveOrder
+from riverrun.models.base import Corrupt, Snapshot, StreamModel, Unavailable
+from riverrun.store.blobs import BlobStore
+from riverrun.store.checkpoints import Engine, Manifest, Mark
+
+log = logging.getLogger(__name__)
+SAVED_S = 300.0
+"""Nobody waits longer for a blob to be written."""
+
+
+class Checkpoints:
+    """Of one actor. blobs: where they lie; None: nowhere, so that States can move but not be saved. Any thread may call
+    its methods; they are for a State that no step is using."""
+
+    def __init__(self, model: StreamModel, engine: Engine, blobs: BlobStore | None) -> None:
+        self.engine = engine
+        self._model, self._blobs = model, blobs
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._lock = threading.Lock()
+        self._writing: dict[tuple[str, int], Future[Manifest]] = {}
+
+    def take(self, session: StageSession, order: SaveOrder) -> Future[Manifest]:
+        """Copies the State now; the future is the durable checkpoint. Raises what the State raises."""
+        if self._blobs is None:
+            raise Unavailable("this actor was given no place for checkpoints")
+        mark, snapshot = session.stand(), self._snapshot(session.state, order.kind)
+        name, _, stage = session.request.session.rpartition("/")
+        manifest = Manifest(
+            name,
+            stage,
+            session.epoch.number,
+            session.epoch.nonce,
+            snapshot.kind,
+            mark,
+            meta=snapshot.meta,
+            engine=self.engine,
+            record=order.record,
+            created=time.time(),
+        )
+        return self._writer.submit(self._blobs.write, manifest, snapshot.tensors)
+
+    def begin(self, session: StageSession, order: SaveOrder) -> None:
+        """As `take`, with the step just made; `saved` waits for it. What goes wrong is told there."""
+        key = (session.request.session, session.next_seq - 1)
+        try:
+            future = self.take(session, order)
+        except (Unavailable, Corrupt) as error:
+            future = Future()
+            future.set_exception(error)
+        with self._lock:
+            for old in [k for k in self._writing if k[0] == key[0] and k != key and self._writing[k].done()]:
+                del self._writing[old]
+            self._writing[key] = future
+
+    def saved(self, session: str, seq: int) -> Manifest:
+        """Blocks until the checkpoint ordered with step `seq` is durable. Raises Unavailable, Corrupt."""
+        with self._lock:
+            future = self._writing.get((session, seq))
+        if future is None:
+            raise Unavailable(f"session {session}: no checkpoint was taken with step {seq}")
+        return wait(future)
+
+    def forget(self, session: str) -> None:
+        """It was closed here: what is still being written goes on."""
+        with self._lock:
+            self._writing = {key: future for key, future in self._writing.items() if key[0] != session}
+
+    def pack(self, session: StageSession) -> Packet:
+        """The State for another actor."""
+        snapshot = self._snapshot(session.state, "exact")
+        kept = tuple(session.kept[seq] for seq in sorted(session.kept))
+        return Packet(session.stand(), self.engine, snapshot, kept)
+
+    def unpack(self, params: Any, source: Manifest | Packet) -> tuple[Any, Mark]:
+        """A State of this actor's model, and where it stands. Raises Mismatch, Corrupt, Unavailable."""
+        self._check(source.engine)
+        if isinstance(source, Packet):
+            return self._model.restore(params, source.snapshot), source.mark
+        if self._blobs is None:
+            raise Unavailable("this actor was given no place for checkpoints")
+        snapshot = Snapshot(source.meta, self._blobs.read(source), source.kind)
+        return self._model.restore(params, snapshot), source.mark
+
+    def _check(self, other: Engine) -> None:
+        """The same weights or none; another number of threads may change the last bits, and is only said."""
+        mine = self.engine
+        for what in ("model", "weights", "dtype", "backend"):
+            theirs, ours = getattr(other, what), getattr(mine, what)
+            if theirs != ours:
+                raise Mismatch(f"the checkpoint was made with {what} {theirs!r}, this actor has {ours!r}")
+        if other.threads != mine.threads:
+            log.warning("a checkpoint of %d threads goes on with %d: frames may differ", other.threads, mine.threads)
+
+    def _snapshot(self, state: Any, kind: str) -> Snapshot:
+        known = self._model.snapshot_kinds()
+        return state.snapshot(kind if kind in known else "exact")
+
+
+def wait(future: Future[Manifest]) -> Manifest:
+    """The checkpoint, without the record that only its file needs. Raises Unavailable, Corrupt."""
+    try:
+        return future.result(SAVED_S).without_record()
+    except TimeoutError as error:
+        raise Unavailable(f"a checkpoint is not written after {SAVED_S:g} s") from error
