@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from riverrun.actors.outputs import check_outputs
+from riverrun.cluster.admission import Need
 from riverrun.graphs.stage import BadRequest, Epoch, InputRefused, OpenRequest, StaleEpoch, StepReply, StepRequest
 from riverrun.models.base import Chunk, Control, Description, StreamModel
 
@@ -29,7 +31,7 @@ class StepJob:
 class StageSession:
     """One session at one stage.
 
-    reserved: bytes set aside for it. next_seq: the step due next. kept: replies the runner has not acked, by step.
+    need: bytes set aside for it. next_seq: the step due next. kept: replies the runner has not acked, by step.
     job: the step in hand, if any. chunks, frames: emitted so far, by port. gone: it was closed or has failed, and is
     freed as soon as no step is using its State.
     """
@@ -38,7 +40,7 @@ class StageSession:
     epoch: Epoch
     description: Description
     state: Any
-    reserved: int
+    need: Need
     next_seq: int = 0
     kept: dict[int, StepReply] = field(default_factory=dict)
     job: StepJob | None = None
@@ -94,8 +96,12 @@ class StageSession:
         return False
 
     def commit(self, job: StepJob, chunks: Sequence[Chunk], ready: bool, **figures: Any) -> StepReply:
-        """Stamps what step `job` made, counts it, keeps the reply and moves on to the next step."""
-        self.revision = job.revision
+        """Stamps what step `job` made, counts it, keeps the reply and moves on to the next step.
+
+        Raises Corrupt, and changes nothing, if that is not what the model said it makes.
+        """
+        check_outputs(chunks, self.description)
+        self.revision, job.mark = job.revision, None
         self.held = int(self.state.nbytes)
         reply = StepReply(
             seq=job.request.seq,

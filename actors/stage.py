@@ -4,13 +4,15 @@ Any thread may call `open`, `step`, `attach`, `close` and `health`; only `run` (
 blocks its caller until the batch loop has answered. Steps are served in the order they came, and a session has one at
 a time, so that none waits for more than one chunk of each other.
 
-A State that has `mark() -> m` and `rewind(m)` (back to before the step) may share steps with others: when a batch
-fails, its members are rewound and stepped alone, so that the guilty one fails by itself. A State without them is always
-stepped alone, since a failed batch would take it along.
+A State that has `mark() -> m` and `rewind(m)` (back to before the step; `models/state.py:Rewindable`) may share steps
+with others: when a batch fails, its members are rewound and stepped alone, so that the guilty one fails by itself. A
+State without them is always stepped alone, since a failed batch would take it along. What a step made is checked
+against what the model described, session by session (`actors/outputs.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
@@ -21,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from riverrun.actors.footprint import SECONDS, Footprint, described, measure
 from riverrun.actors.health import StageHealth
 from riverrun.actors.logs import about
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
+from riverrun.cluster.admission import Need, Room
 from riverrun.graphs.stage import (
     AttachReply,
     BadRequest,
@@ -42,7 +46,8 @@ log = logging.getLogger(__name__)
 
 
 class StageWorker:
-    """Sessions of one model. max_bytes: budget for their States (None: no limit). incarnation: who this actor is."""
+    """Sessions of one model. max_bytes: budget for their States and steps (None: no limit). max_batch: the most that
+    share a step (None: all). incarnation: who this actor is."""
 
     def __init__(
         self,
@@ -50,11 +55,13 @@ class StageWorker:
         incarnation: str,
         max_sessions: int,
         max_bytes: int | None = None,
+        max_batch: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model, self.incarnation = model, incarnation
         self._clock = clock
-        self._table = SessionTable(max_sessions, max_bytes)
+        self._table = SessionTable(Room(max_sessions, max_bytes, max_batch))
+        self._footprint: Footprint | None = None
         self._arrivals: queue.Queue[StepJob | None] = queue.Queue()
         self._ready: deque[StepJob] = deque()
         self._compute_ms: deque[float] = deque(maxlen=256)
@@ -63,14 +70,21 @@ class StageWorker:
 
     # ---- any thread ----
 
+    def warm_up(self, values: dict[str, Any], seconds: float = SECONDS) -> None:
+        """Steps a session with these parameters, before there is any other: admission then counts with what that took
+        (`actors/footprint.py`), and nobody's first chunk is slow. Raises BadRequest for parameters that are wrong."""
+        params = parse_params(self.model.Params, values)
+        self._footprint = measure(self.model, params, seconds)
+        self._table.usual = self._need(self.model.describe(params))
+
     def describe(self, values: dict[str, Any]) -> Description:
-        """What the model says of itself for these parameters. Raises BadRequest."""
-        return self.model.describe(parse_params(self.model.Params, values))
+        """What the model says of itself for these parameters, with bytes as measured. Raises BadRequest."""
+        return self._described(parse_params(self.model.Params, values))[0]
 
     def open(self, request: OpenRequest) -> OpenReply:
         """Opens a State. A repeat returns the same. Raises BadRequest, NoRoom, StaleEpoch."""
         params = parse_params(self.model.Params, request.params)
-        session, new = self._table.add(request, self.model.describe(params))
+        session, new = self._table.add(request, *self._described(params))
         if new:
             try:
                 session.state = self._open_state(request, params)
@@ -104,15 +118,18 @@ class StageWorker:
 
     def health(self) -> StageHealth:
         """Answers while a step runs."""
-        totals = self._table.totals()
+        totals, usual = self._table.totals(), self._table.usual
         with self._figures:
             p50, p99 = map(float, np.percentile(self._compute_ms or [0.0], (50, 99)))
             return StageHealth(
                 incarnation=self.incarnation,
                 sessions=totals.sessions,
-                max_sessions=self._table.max_sessions,
+                max_sessions=self._table.room.places,
                 held_bytes=totals.held_bytes,
                 reserved_bytes=totals.reserved_bytes,
+                max_bytes=self._table.room.budget,
+                retained_bytes=usual.retained if usual else 0,
+                peak_bytes=usual.peak if usual else 0,
                 steps=self._steps,
                 running_s=self._clock() - self._started if self._started else 0.0,
                 p50_ms=p50,
@@ -178,6 +195,7 @@ class StageWorker:
         waiting = [job for job in self._ready if not self._table.dropped(job)]
         key = self._key(waiting[0]) if waiting else None
         batch = waiting[:1] + [job for job in waiting[1:] if key is not None and self._key(job) == key]
+        batch = batch[: self._table.room.batch]
         self._ready = deque(job for job in waiting if job not in batch)
         return batch
 
@@ -264,6 +282,14 @@ class StageWorker:
         with self._table.lock:
             self._table.end(job.session, StepFailed, what)
             self._table.dropped(job)
+
+    def _need(self, description: Description) -> Need:
+        return self._footprint.need(description) if self._footprint else described(description)
+
+    def _described(self, params: Any) -> tuple[Description, Need]:
+        said = self.model.describe(params)
+        need = self._need(said)
+        return dataclasses.replace(said, retained_bytes=need.retained, peak_bytes=need.peak), need
 
     def _open_state(self, request: OpenRequest, params: Any) -> Any:
         state = self.model.open(params, request.seed)

@@ -50,9 +50,10 @@ class StageActor:
         self._spans = spans_to(self._telemetry.trace, self._config.name)
         set_threads(limits.threads)
         model = build(self._config)
-        self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes)
+        self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes, limits.max_batch)
         params = param_infos(model.Params)
         blanks = {p.name: _BLANKS[p.type] for p in params if p.default is None and p.type in _BLANKS}
+        self._worker.warm_up(blanks)
         return ModelInfo(self._config.name, self._config.stage, self._worker.describe(blanks), params)
 
     def run(self) -> None:
