@@ -34,7 +34,7 @@ class Checkpoints:
         """Copies the State now; the future is the durable checkpoint. Raises what the State raises."""
         if self._blobs is None:
             raise Unavailable("this actor was given no place for checkpoints")
-        mark, snapshot = session.stand(), self._snapshot(session.state, order.kind)
+        mark, snapshot = session.stand(), self._snapshot(session, order.kind)
         name, _, stage = session.request.session.rpartition("/")
         manifest = Manifest(
             name,
@@ -78,7 +78,7 @@ class Checkpoints:
 
     def pack(self, session: StageSession) -> Packet:
         """The State for another actor."""
-        snapshot = self._snapshot(session.state, "exact")
+        snapshot = self._snapshot(session, "exact")
         kept = tuple(session.kept[seq] for seq in sorted(session.kept))
         return Packet(session.stand(), self.engine, snapshot, kept)
 
@@ -102,9 +102,11 @@ class Checkpoints:
         if other.threads != mine.threads:
             log.warning("a checkpoint of %d threads goes on with %d: frames may differ", other.threads, mine.threads)
 
-    def _snapshot(self, state: Any, kind: str) -> Snapshot:
-        known = self._model.snapshot_kinds()
-        return state.snapshot(kind if kind in known else "exact")
+    def _snapshot(self, session: StageSession, kind: str) -> Snapshot:
+        state = session.state  # read once: a close may take it away
+        if state is None:
+            raise Unavailable(f"session {session.request.session} has ended here")
+        return state.snapshot(kind if kind in self._model.snapshot_kinds() else "exact")
 
 
 def wait(future: Future[Manifest]) -> Manifest:

@@ -115,7 +115,10 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     if meaning(error).reason == "INTERNAL":
         log.error("%s", rich.message, exc_info=error)
     trailers = (("grpc-status-details-bin", rich.SerializeToString()),)
-    await context.abort(meaning(error).code, rich.message, trailers)
+    try:
+        await context.abort(meaning(error).code, rich.message, trailers)
+    except grpc.aio.InternalError:  # the client has left, so there is nobody to tell
+        raise grpc.aio.AbortError from None
     raise AssertionError("abort does not return")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from riverrun.actors.line import Line
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 
@@ -40,25 +42,48 @@ class RayStageHandle:
     stage: the graph's name for it; an actor may serve several stages of one session, so it knows each as
     "session/stage". by_reference: output ports that feed another stage; their large chunks stay in the object store,
     while what only clients read comes back inline.
+
+    Steps go over a line (`actors/line.py`) where the actor is on this machine and no references travel, else through
+    Ray. A line that breaks is not made again: Ray says whether the actor lives, and repeats the step if it does.
     """
 
     def __init__(
         self, actor: ray.actor.ActorHandle, who: str, stage: str, by_reference: frozenset[str] = frozenset()
     ) -> None:
         self._actor, self._who, self._stage, self._by_reference = actor, who, stage, by_reference
+        self._line: Line | None = None
+        self._wants_line = not by_reference
 
     async def open(self, request: OpenRequest) -> OpenReply:
         return await ask(self._actor.open.remote(replace(request, session=self._key(request.session))), self._who)
 
     async def step(self, request: StepRequest) -> StepReply:
         named = replace(request, session=self._key(request.session))
+        line = await self._line_for(named)
+        if line:
+            try:
+                return await line.call(named)
+            except OSError:
+                self._line = None
         return await ask(self._actor.step.remote(named, self._by_reference), self._who)
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         return await ask(self._actor.attach.remote(self._key(session), epoch), self._who)
 
     async def close(self, session: str, epoch: Epoch) -> None:
+        if self._line:
+            self._line.close()
         await ask(self._actor.close.remote(self._key(session), epoch), self._who)
+
+    async def _line_for(self, request: StepRequest) -> Line | None:
+        """The line, made at the first step."""
+        if self._wants_line:
+            self._wants_line = False
+            place = await ask(self._actor.line.remote(), self._who)
+            if place.node == ray.get_runtime_context().get_node_id():
+                with suppress(OSError):
+                    self._line = await Line.to(place)
+        return None if any(isinstance(chunk.data, ray.ObjectRef) for chunk in request.inputs) else self._line
 
     def _key(self, session: str) -> str:
         return f"{session}/{self._stage}"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class StageHealth:
     """A stage actor's own account of itself.
 
-    held_bytes: of all States. reserved_bytes: what admission counts with. steps: batches made. running_s: age of the
+    held_bytes: of all States. reserved_bytes: what admission counts with, of max_bytes (None: no limit).
+    retained_bytes, peak_bytes: what one session with default parameters keeps, and the most it has during a step, as
+    measured when the model was loaded (0: not known). steps: batches made. running_s: age of the
     step in hand, 0 without one. p50_ms, p99_ms: of the last steps.
     """
 
@@ -21,6 +23,9 @@ class StageHealth:
     steps: int
     running_s: float
     p99_ms: float
+    max_bytes: int | None = None
+    retained_bytes: int = 0
+    peak_bytes: int = 0
     pid: int = 0
     node: str = ""
     p50_ms: float = 0.0

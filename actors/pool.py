@@ -99,7 +99,7 @@ class Pool:
         for _ in range(3):  # an actor may turn out dead, and its replacement too
             self.fill()
             healths = {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}
-            loads = [Load(n, h.sessions, h.max_sessions, h.reserved_bytes) for n, (_, h) in healths.items()]
+            loads = [_load(name, health) for name, (_, health) in healths.items()]
             if loads:
                 chosen = least_loaded(loads)
                 if chosen is None:
@@ -205,3 +205,8 @@ class Pool:
 
     def _place(self, member: Member) -> Place:
         return Place(member.name, self.config.name, member.incarnation, member.handle, member.info)
+
+
+def _load(name: str, health: StageHealth) -> Load:
+    reserved, limit = health.reserved_bytes, health.max_bytes
+    return Load(name, health.sessions, health.max_sessions, reserved, limit, health.retained_bytes, health.peak_bytes)

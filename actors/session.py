@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from riverrun.actors.outputs import check_outputs
+from riverrun.cluster.admission import Need
 from riverrun.graphs.stage import BadRequest, Epoch, InputRefused, OpenRequest, StaleEpoch, StepReply, StepRequest
 from riverrun.models.base import Chunk, Control, Description, StreamModel
 from riverrun.store.checkpoints import Mark
@@ -30,8 +32,9 @@ class StepJob:
 class StageSession:
     """One session at one stage.
 
-    reserved: bytes set aside for it. life: how often its runner has put it on an actor. next_seq: the step due next.
-    consumed, consumed_frames: by input port, as the runner counts. seen: newest control given, refused or not. kept: replies the runner has not acked, by step.
+    need: bytes set aside for it. life: how often its runner has put it on an actor. next_seq: the step due next.
+    consumed, consumed_frames: by input port, as the runner counts. seen: newest control given, refused or not.
+    kept: replies the runner has not acked, by step.
     job: the step in hand, if any. chunks, frames: emitted so far, by port. gone: it was closed or has failed, and is
     freed as soon as no step is using its State.
     """
@@ -40,7 +43,7 @@ class StageSession:
     epoch: Epoch
     description: Description
     state: Any
-    reserved: int
+    need: Need
     next_seq: int = 0
     life: int = 0
     consumed: Mapping[str, int] = field(default_factory=dict)
@@ -104,10 +107,10 @@ class StageSession:
         Raises InputRefused."""
         job.mark = self.state.mark() if self.undoable else None
         rejected, job.revision = [], self.revision
-        for chunk in job.request.inputs:
-            _push(model, self.state, chunk)
         if job.request.forced is not None:
             model.force(self.state, job.request.forced)
+        for chunk in job.request.inputs:
+            _push(model, self.state, chunk)
         for control in job.request.controls:
             refusal = _refusal(model, self.state, control)
             if refusal:
@@ -124,8 +127,12 @@ class StageSession:
         return False
 
     def commit(self, job: StepJob, chunks: Sequence[Chunk], ready: bool, **figures: Any) -> StepReply:
-        """Stamps what step `job` made, counts it, keeps the reply and moves on to the next step."""
-        self.revision, self.ready = job.revision, ready
+        """Stamps what step `job` made, counts it, keeps the reply and moves on to the next step.
+
+        Raises Corrupt, and changes nothing, if that is not what the model said it makes.
+        """
+        check_outputs(chunks, self.description)
+        self.revision, self.ready, job.mark = job.revision, ready, None
         self.seen = max([self.seen, *(control.revision for control in job.request.controls)])
         self.consumed, self.consumed_frames = job.request.taken, job.request.taken_frames
         self.held = int(self.state.nbytes)

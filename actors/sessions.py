@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from riverrun.actors.session import StageSession, StepJob
+from riverrun.cluster.admission import Need, Room
 from riverrun.graphs.stage import BadRequest, Epoch, OpenRequest, StaleEpoch, UnknownSession
 from riverrun.models.base import Description, Unavailable
 
@@ -33,26 +34,28 @@ class SessionTable:
     bring them back to life.
     """
 
-    def __init__(self, max_sessions: int, max_bytes: int | None) -> None:
-        self.max_sessions, self.max_bytes = max_sessions, max_bytes
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.usual: Need | None = None  # of a session with default parameters, once that is known
         self.lock = threading.RLock()
         self._sessions: dict[str, StageSession] = {}
         self._leaving: list[StageSession] = []
         self._ended: OrderedDict[str, tuple[Epoch, type[Exception], str]] = OrderedDict()
 
-    def add(self, request: OpenRequest, description: Description) -> tuple[StageSession, bool]:
+    def add(self, request: OpenRequest, description: Description, need: Need) -> tuple[StageSession, bool]:
         """The session of `request` and whether it is new (its State is still to be made). Raises NoRoom, StaleEpoch."""
         with self.lock:
             known = self._reopened(request)
             if known is not None:
                 return known, False
-            reserved = max(description.retained_bytes, description.peak_bytes)
-            self._admit(reserved)
-            session = StageSession(request, request.epoch, description, None, reserved)
+            refusal = self.room.refusal([s.need for s in self._everyone()], need, self.usual)
+            if refusal:
+                raise NoRoom(refusal)
+            session = StageSession(request, request.epoch, description, None, need)
             self._sessions[request.session] = session
             return session, True
 
-    def replace(self, request: OpenRequest, life: int, description: Description) -> StageSession:
+    def replace(self, request: OpenRequest, life: int, description: Description, need: Need) -> StageSession:
         """Room for a State that is put here from elsewhere; an earlier life of it leaves. Raises NoRoom, StaleEpoch."""
         with self.lock:
             known = self._sessions.get(request.session)
@@ -63,7 +66,7 @@ class SessionTable:
                     raise StaleEpoch(f"session {request.session}: life {known.life} is here, {life} came late")
                 self.end(known, UnknownSession, f"session {request.session} begins again elsewhere")
             self._ended.pop(request.session, None)
-            session, _ = self.add(request, description)
+            session, _ = self.add(request, description, need)
             session.life = life
             return session
 
@@ -112,15 +115,16 @@ class SessionTable:
 
     def totals(self) -> Totals:
         with self.lock:
-            everyone = [*self._sessions.values(), *self._leaving]
-            return Totals(len(everyone), sum(s.held for s in everyone), sum(s.reserved for s in everyone))
+            everyone = self._everyone()
+            reserved = self.room.reserved([s.need for s in everyone])
+            return Totals(len(everyone), sum(s.held for s in everyone), reserved)
 
     def check(self) -> None:
         """Raises AssertionError where sessions, jobs and bytes don't add up."""
         with self.lock:
             totals = self.totals()
-            assert totals.sessions <= self.max_sessions, totals
-            assert self.max_bytes is None or totals.reserved_bytes <= self.max_bytes, totals
+            assert totals.sessions <= self.room.places, totals
+            assert self.room.budget is None or totals.reserved_bytes <= self.room.budget, totals
             assert all(not session.gone for session in self._sessions.values())
             assert all(session.gone and session.job for session in self._leaving)
             for session in self._sessions.values():
@@ -139,17 +143,8 @@ class SessionTable:
             raise BadRequest(f"session {request.session} is open already; attach to it")
         return known
 
-    def _admit(self, wanted: int) -> None:
-        totals = self.totals()
-        if totals.sessions >= self.max_sessions:
-            raise NoRoom(f"all {self.max_sessions} places are taken; one must end first")
-        if self.max_bytes is None:
-            return
-        free = self.max_bytes - totals.reserved_bytes
-        if wanted > free:
-            hint = "smaller parameters would fit" if wanted > self.max_bytes else "one must end first"
-            room = f"{free / 1e6:.1f} of {self.max_bytes / 1e6:.1f} MB are free"
-            raise NoRoom(f"a session needs {wanted / 1e6:.1f} MB, {room}; {hint}")
+    def _everyone(self) -> list[StageSession]:
+        return [*self._sessions.values(), *self._leaving]
 
     def _remember(self, session: str, epoch: Epoch, kind: type[Exception], why: str) -> None:
         self._ended[session] = (epoch, kind, why)

@@ -4,45 +4,57 @@ Any thread may call `open`, `step`, `attach`, `close` and `health`; only `run` (
 blocks its caller until the batch loop has answered. Steps are served in the order they came, and a session has one at
 a time, so that none waits for more than one chunk of each other.
 
-A State that has `mark() -> m` and `rewind(m)` (back to before the step) may share steps with others: when a batch
-fails, its members are rewound and stepped alone, so that the guilty one fails by itself. A State without them is always
-stepped alone, since a failed batch would take it along.
+A State that has `mark() -> m` and `rewind(m)` (back to before the step; `models/state.py:Rewindable`) may share steps
+with others: when a batch fails, its members are rewound and stepped alone, so that the guilty one fails by itself. A
+State without them is always stepped alone, since a failed batch would take it along. What a step made is checked
+against what the model described, session by session (`actors/outputs.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 
+from riverrun.actors.checkpoints import Checkpoints, wait
+from riverrun.actors.footprint import SECONDS, Footprint, described, measure
 from riverrun.actors.health import StageHealth
 from riverrun.actors.logs import about
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
+from riverrun.cluster.admission import Need, Room
 from riverrun.graphs.stage import (
     AttachReply,
     BadRequest,
     Epoch,
     OpenReply,
     OpenRequest,
+    Packet,
+    RestoreReply,
+    RestoreRequest,
+    SaveOrder,
     StepFailed,
     StepReply,
     StepRequest,
     UnknownSession,
 )
-from riverrun.models.base import Chunk, Control, Description, StreamModel, parse_params
+from riverrun.models.base import Chunk, Control, Description, StreamModel, Unavailable, parse_params
+from riverrun.store.checkpoints import Engine, Manifest
 
 log = logging.getLogger(__name__)
 
 
 class StageWorker:
-    """Sessions of one model. max_bytes: budget for their States (None: no limit). incarnation: who this actor is."""
+    """Sessions of one model. max_bytes: budget for their States and steps (None: no limit). max_batch: the most that
+    share a step (None: all). incarnation: who this actor is."""
 
     def __init__(
         self,
@@ -50,11 +62,15 @@ class StageWorker:
         incarnation: str,
         max_sessions: int,
         max_bytes: int | None = None,
+        max_batch: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.model, self.incarnation = model, incarnation
+        self.checkpoints = checkpoints or Checkpoints(model, Engine(), None)
         self._clock = clock
-        self._table = SessionTable(max_sessions, max_bytes)
+        self._table = SessionTable(Room(max_sessions, max_bytes, max_batch))
+        self._footprint: Footprint | None = None
         self._arrivals: queue.Queue[StepJob | None] = queue.Queue()
         self._ready: deque[StepJob] = deque()
         self._compute_ms: deque[float] = deque(maxlen=256)
@@ -63,14 +79,21 @@ class StageWorker:
 
     # ---- any thread ----
 
+    def warm_up(self, values: dict[str, Any], seconds: float = SECONDS) -> None:
+        """Steps a session with these parameters, before there is any other: admission then counts with what that took
+        (`actors/footprint.py`), and nobody's first chunk is slow. Raises BadRequest for parameters that are wrong."""
+        params = parse_params(self.model.Params, values)
+        self._footprint = measure(self.model, params, seconds)
+        self._table.usual = self._need(self.model.describe(params))
+
     def describe(self, values: dict[str, Any]) -> Description:
-        """What the model says of itself for these parameters. Raises BadRequest."""
-        return self.model.describe(parse_params(self.model.Params, values))
+        """What the model says of itself for these parameters, with bytes as measured. Raises BadRequest."""
+        return self._described(parse_params(self.model.Params, values))[0]
 
     def open(self, request: OpenRequest) -> OpenReply:
         """Opens a State. A repeat returns the same. Raises BadRequest, NoRoom, StaleEpoch."""
         params = parse_params(self.model.Params, request.params)
-        session, new = self._table.add(request, self.model.describe(params))
+        session, new = self._table.add(request, *self._described(params))
         if new:
             try:
                 session.state = self._open_state(request, params)
@@ -93,26 +116,83 @@ class StageWorker:
         return future.result()
 
     def attach(self, session: str, epoch: Epoch) -> AttachReply:
-        """Raises the session's epoch and says where it stands."""
+        """Raises the session's epoch and says where it stands. Waits for a step in hand."""
         with self._table.lock:
             known = self._table.find(session, epoch)
-            return AttachReply(known.next_seq, tuple(known.kept[seq] for seq in sorted(known.kept)))
+            job = known.job
+        if job:
+            futures.wait([job.future])
+        with self._table.lock:
+            known = self._table.find(session, epoch)
+            kept = tuple(known.kept[seq] for seq in sorted(known.kept))
+            return AttachReply(known.stand(), known.description, self.incarnation, known.life, kept)
 
     def close(self, session: str, epoch: Epoch) -> None:
         """Frees the State, at once or when the step using it is over. Closing an unknown session is no error."""
         self._table.close(session, epoch)
+        self.checkpoints.forget(session)
+
+    def saved(self, session: str, epoch: Epoch, seq: int) -> Manifest:
+        """Blocks until the checkpoint ordered with step `seq` is durable. Raises Unavailable, Corrupt."""
+        with self._table.lock:
+            self._table.find(session, epoch)
+        return self.checkpoints.saved(session, seq)
+
+    def save(self, session: str, epoch: Epoch, order: SaveOrder) -> Manifest:
+        """A checkpoint now, durable when it returns."""
+        return wait(self.checkpoints.take(self._resting(session, epoch), order))
+
+    def export(self, session: str, epoch: Epoch) -> Packet:
+        """The State, for another actor. It stays here until it is closed."""
+        return self.checkpoints.pack(self._resting(session, epoch))
+
+    def prepare(self, request: RestoreRequest) -> None:
+        """Sets room aside. Raises NoRoom, StaleEpoch."""
+        params = parse_params(self.model.Params, request.opening.params)
+        self._table.replace(request.opening, request.life, *self._described(params))
+
+    def restore(self, request: RestoreRequest) -> RestoreReply:
+        """Puts a State here; one of an earlier life is replaced. Raises Corrupt, NoRoom, StaleEpoch, Unavailable."""
+        opening = request.opening
+        params = parse_params(self.model.Params, opening.params)
+        session = self._table.replace(opening, request.life, *self._described(params))
+        try:
+            if request.source is None:
+                session.state = self._open_state(opening, params)
+                session.ready = self.model.ready(session.state)
+            else:
+                state, mark = self.checkpoints.unpack(params, request.source)
+                session.begin_at(mark)
+                if isinstance(request.source, Packet):
+                    session.kept = {reply.seq: reply for reply in request.source.kept}
+                session.state, session.held = state, int(state.nbytes)
+        except BaseException:
+            self._table.end(session, UnknownSession, f"session {opening.session} could not be restored")
+            raise
+        return RestoreReply(session.description, self.incarnation, session.stand())
+
+    def _resting(self, session: str, epoch: Epoch) -> StageSession:
+        """A session that no step is using. Raises UnknownSession, StaleEpoch, Unavailable."""
+        with self._table.lock:
+            known = self._table.find(session, epoch)
+            if known.job:
+                raise Unavailable(f"session {session}: step {known.job.request.seq} is in hand")
+            return known
 
     def health(self) -> StageHealth:
         """Answers while a step runs."""
-        totals = self._table.totals()
+        totals, usual = self._table.totals(), self._table.usual
         with self._figures:
             p50, p99 = map(float, np.percentile(self._compute_ms or [0.0], (50, 99)))
             return StageHealth(
                 incarnation=self.incarnation,
                 sessions=totals.sessions,
-                max_sessions=self._table.max_sessions,
+                max_sessions=self._table.room.places,
                 held_bytes=totals.held_bytes,
                 reserved_bytes=totals.reserved_bytes,
+                max_bytes=self._table.room.budget,
+                retained_bytes=usual.retained if usual else 0,
+                peak_bytes=usual.peak if usual else 0,
                 steps=self._steps,
                 running_s=self._clock() - self._started if self._started else 0.0,
                 p50_ms=p50,
@@ -178,6 +258,7 @@ class StageWorker:
         waiting = [job for job in self._ready if not self._table.dropped(job)]
         key = self._key(waiting[0]) if waiting else None
         batch = waiting[:1] + [job for job in waiting[1:] if key is not None and self._key(job) == key]
+        batch = batch[: self._table.room.batch]
         self._ready = deque(job for job in waiting if job not in batch)
         return batch
 
@@ -242,12 +323,17 @@ class StageWorker:
             ready = not session.flushed and self.model.ready(session.state)
             with self._table.lock:
                 if not self._table.dropped(job):
-                    reply = session.commit(job, chunks, ready, compute_ms=took, wait_ms=wait, batched=batched)
+                    figures = {"compute_ms": took, "wait_ms": wait, "batched": batched}
+                    decided = self.model.decisions(session.state)
+                    reply = session.commit(job, chunks, ready, decisions=decided, **figures)
                     job.future.set_result(reply)
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug("made %d chunks in %.1f ms", len(chunks), took, extra=_about(job))
         except Exception as error:  # noqa: BLE001 - a model that hands out nonsense ends its session, not the loop
             self._fail(job, error)
+        else:
+            if job.request.save and not session.gone:  # copied before the next step can begin
+                self.checkpoints.begin(session, job.request.save)
 
     def _refuse(self, job: StepJob, error: BadRequest) -> None:
         """Refuses a request and leaves the session as it was, where its State can go back; else the session ends."""
@@ -264,6 +350,14 @@ class StageWorker:
         with self._table.lock:
             self._table.end(job.session, StepFailed, what)
             self._table.dropped(job)
+
+    def _need(self, description: Description) -> Need:
+        return self._footprint.need(description) if self._footprint else described(description)
+
+    def _described(self, params: Any) -> tuple[Description, Need]:
+        said = self.model.describe(params)
+        need = self._need(said)
+        return dataclasses.replace(said, retained_bytes=need.retained, peak_bytes=need.peak), need
 
     def _open_state(self, request: OpenRequest, params: Any) -> Any:
         state = self.model.open(params, request.seed)

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from riverrun.actors.health import StageHealth
+from riverrun.actors.line import LinePlace, LineServer
 from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
 from riverrun.actors.logs import set_up
 from riverrun.actors.stage import StageWorker
@@ -50,9 +51,11 @@ class StageActor:
         self._spans = spans_to(self._telemetry.trace, self._config.name)
         set_threads(limits.threads)
         model = build(self._config)
-        self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes)
+        self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes, limits.max_batch)
+        self._lines = LineServer(self._node, lambda request: self.step(request, frozenset()))
         params = param_infos(model.Params)
         blanks = {p.name: _BLANKS[p.type] for p in params if p.default is None and p.type in _BLANKS}
+        self._worker.warm_up(blanks)
         return ModelInfo(self._config.name, self._config.stage, self._worker.describe(blanks), params)
 
     def run(self) -> None:
@@ -69,6 +72,10 @@ class StageActor:
             self._spans.note_step(request, reply, arrived_ns, self._incarnation)
         chunks = tuple(_by_reference(c) if c.port in by_reference else c for c in reply.chunks)
         return dataclasses.replace(reply, chunks=chunks)
+
+    def line(self) -> LinePlace:
+        """Where gateways of this machine reach `step` without Ray in between."""
+        return self._lines.place
 
     @carried
     def open(self, request: OpenRequest) -> OpenReply:

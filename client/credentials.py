@@ -101,7 +101,11 @@ class _Carrying:
     def _carrying(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def made(*about: Any, **more: Any) -> Callable[..., Any]:
             call = make(*about, **more)
-            return lambda request, **options: call(request, metadata=self._metadata, **options)
+
+            def with_token(request: Any, metadata: tuple[tuple[str, str], ...] = (), **options: Any) -> Any:
+                return call(request, metadata=(*self._metadata, *metadata), **options)
+
+            return with_token
 
         return made
 

@@ -8,17 +8,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Load:
-    """One actor of a model: sessions it has and may have, bytes set aside for them."""
+    """One actor of a model: sessions it has and may have, bytes set aside for them and those there are (None: no
+    limit), and what one session with default parameters keeps and has at most during a step (0: not known).
+    """
 
     actor: str
     sessions: int
     max_sessions: int
     reserved_bytes: int
+    max_bytes: int | None = None
+    retained_bytes: int = 0
+    peak_bytes: int = 0
+
+    @property
+    def room(self) -> int:
+        """How many more sessions with default parameters it can take."""
+        places = self.max_sessions - self.sessions
+        free = None if self.max_bytes is None else self.max_bytes - self.reserved_bytes
+        if free is None or not self.retained_bytes:
+            return places
+        extra = 0 if self.sessions else self.peak_bytes - self.retained_bytes  # else it is set aside already
+        return min(places, max(0, free - extra) // self.retained_bytes)
 
 
 def least_loaded(loads: Sequence[Load]) -> str | None:
-    """The actor with most free places, then fewest bytes set aside, then first by name; None if all are full."""
+    """The actor with room for most sessions, by places and bytes; then with most bytes free, then first by name.
+
+    None if all places are taken. Where bytes alone are short one is named all the same: it knows what the session that
+    is asked for needs, and says what would fit.
+    """
     free = [load for load in loads if load.sessions < load.max_sessions]
     if not free:
         return None
-    return min(free, key=lambda load: (load.sessions - load.max_sessions, load.reserved_bytes, load.actor)).actor
+    return min(free, key=lambda load: (-load.room, _taken(load), load.actor)).actor
+
+
+def _taken(load: Load) -> int:
+    """Bytes in use: less than none where there is no limit, by as much as is set aside."""
+    return load.reserved_bytes - (load.max_bytes or 0)

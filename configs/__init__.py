@@ -31,15 +31,16 @@ T = TypeVar("T")
 class ActorConfig:
     """How the actors of one model are run.
 
-    count: how many. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States, each
-    (null: no limit). num_gpus, resources: what Ray must have free for one. eager: started with the service, not at
-    first use.
+    count: how many. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States and
+    steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can). num_gpus,
+    resources: what Ray must have free for one. eager: started with the service, not at first use.
     """
 
     count: int = 1
     threads: int = 1
     max_sessions: int = 8
     max_bytes: int | None = None
+    max_batch: int | None = None
     num_gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
     eager: bool = True

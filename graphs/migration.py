@@ -31,11 +31,11 @@ async def migrate(recovery: Recovery, driver: StageDriver, actor: str = "") -> P
     opening = await recovery.opening(driver.name)
     source, session = driver.handle, keeper.record.id
     try:
-        work = target.prepare(opening)
+        driver.life += 1
+        work = target.prepare(RestoreRequest(opening, driver.life))
         await answer(clock, config.restore_s, work, f"{placement.actor}, to take a session,")
         async with _standing(driver):
             packet: Packet = await answer(clock, config.restore_s, source.export(session, recovery.epoch), old.actor)
-            driver.life += 1
             work_in = target.restore(RestoreRequest(opening, driver.life, packet))
             reply = await answer(clock, config.restore_s, work_in, placement.actor)
             if reply.mark.seq != driver.next_seq:

@@ -204,7 +204,7 @@ class StageHandle(Protocol):
     async def export(self, session: str, epoch: Epoch) -> Packet:
         """The State between two steps, for another actor. It stays in charge here."""
 
-    async def prepare(self, request: OpenRequest) -> None:
+    async def prepare(self, request: RestoreRequest) -> None:
         """Sets room aside for a State that `restore` will bring. Raises Unavailable (no room)."""
 
     async def restore(self, request: RestoreRequest) -> RestoreReply:

@@ -215,8 +215,16 @@ class StreamModel(ABC):
         """The next step decides as one that `decisions` was read after. Told before that step is given its input."""
         return None
 
+    def example(self, params: Any, turn: int) -> Sequence[Chunk | Control]:
+        """What a session may be given before its step number `turn`, from 0, for the warm-up in which an actor measures
+        what one needs. Without it a model that waits for input or a prompt is admitted by its description alone."""
+        return ()
+
     def batch_key(self, state: Any) -> Any:
-        """States with equal keys may share a step; None means this state is stepped alone."""
+        """States with equal keys may share a step; None means this state is stepped alone.
+
+        They do so in the service only if they have `mark` and `rewind` (models/state.py:Rewindable).
+        """
         return None
 
     def finish(self, state: Any) -> list[Chunk]:

@@ -133,6 +133,11 @@ class LongLive(StreamModel):
     def ready(self, state: LongLiveState) -> bool:
         return state.embedding is not None or state.pending is not None
 
+    def example(self, params: LongLiveParams, turn: int) -> Sequence[Control]:
+        """A prompt, and at the fourth block another one: a switch needs more than a block."""
+        text = np.zeros((self.model.config.text_len, self.model.config.text_dim), np.float32)
+        return [Control(turn, "prompt", "warm-up", text)] if turn in (0, 3) else []
+
     def batch_key(self, state: LongLiveState) -> Any:
         return state.stream.recent.shape[1:]  # sessions of one size share a step
 

@@ -323,7 +323,7 @@ class Nonsense(Synthetic):
 def test_a_model_that_returns_nonsense_ends_its_session_only(stepper):
     one = stepper(Nonsense())
     one.open("s")
-    with pytest.raises(StepFailed, match="AttributeError"):
+    with pytest.raises(StepFailed, match="Corrupt: the model made something of type object, not a chunk"):
         one.step("s", 0)
     assert one.worker.health().sessions == 0
 

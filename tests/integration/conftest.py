@@ -17,6 +17,7 @@ from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 
 from . import own_model, wrong_model
+from .collector import Collector
 
 DEADLINE_S = 60
 """Of every wait. A machine may be busy; none of them lasts when it is not."""
@@ -172,7 +173,15 @@ def own_models(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory):
+def collector():
+    """Where the service sends its spans."""
+    kept = Collector()
+    yield kept
+    kept.stop()
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory, collector):
     folder = tmp_path_factory.mktemp("service")
     (folder / "chain.yaml").write_text(
         "name: chain\nstages: {make: {model: synthetic}, turn: {model: synthetic}}\n"
@@ -188,7 +197,7 @@ def running(tmp_path_factory):
     )
     models = ",".join(["synthetic", f"{folder}/grey.yaml", f"{folder}/broken.yaml", *wrong])
     overrides = ["port=0", f"models=[{models}]", f"graphs=[{graphs}]", "ray_address=local"]
-    overrides += ["drain_s=1", "step_timeout_s=3"]
+    overrides += ["drain_s=1", "step_timeout_s=3", "metrics_port=0", f"trace.endpoint={collector.address}"]
     service = Running(load_service(None, overrides))
     service.start()
     yield service

@@ -1,0 +1,307 @@
+"""What the service costs: a bare gRPC echo beside it, a bare model beside it, and the time to the first chunk.
+
+`python -m riverrun.bench.overhead [--quick] [--only trips,source,model,first] [--json FILE]`
+
+This process is the client. The echo (`bench/echo.py`), the bare model (`bench/bare.py`) and the service
+(`bench/service.py`) each run as processes of their own. Two that are compared take turns, round by round, since the
+machine may be shared: a ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from riverrun.bench.report import Cell, table, write_json
+from riverrun.bench.service import serving
+from riverrun.bench.trips import OPTIONS, Case, Line, codec_ms, echo_line, session_line
+from riverrun.client.aio import AsyncClient
+from riverrun.graphs.driver import percentile
+from riverrun.protos.wire import JPEG, RAW
+
+GRAPH = """
+name: echo
+description: What a client sends comes back inverted.
+stages: {synthetic: {model: synthetic}}
+inputs: {frames: synthetic.frames}
+outputs: {frames: synthetic.frames}
+"""
+CASES = tuple(Case(*size, codec) for size in ((64, 64), (480, 832)) for codec in (RAW, JPEG))
+PARTS = ("trips", "source", "model", "first")
+CHUNK_FRAMES = 12  # of a source: what the tiny LongLive and the released one make at a time
+MODEL, MODEL_GRAPH = "longlive-world", "generate"
+PROMPT, SEED = "a large red ball on green grass at noon", 7
+STEP_MS = 200.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rounds: turns of each side. trips: frames sent one after another, for latency. frames: sent at once, for the
+    rate. window: of those, on their way at a time. chunks: of the model, a turn. firsts: sessions opened."""
+
+    rounds: int = 5
+    trips: int = 60
+    frames: int = 240
+    window: int = 16
+    chunks: int = 6
+    firsts: int = 7
+
+
+QUICK = Plan(rounds=3, trips=20, frames=48, chunks=3, firsts=3)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side did in its turn. trips: seconds there and back, each alone. rate: frames a second."""
+
+    trips: Sequence[float]
+    rate: float
+
+
+# ---- figures: pure ----
+
+
+def compared(echo: Sequence[Turn], service: Sequence[Turn]) -> dict[str, float]:
+    """Medians and 99th percentiles of the trips, milliseconds, and what the service adds to each; the rates."""
+    a, b = ([1000 * s for turn in turns for s in turn.trips] for turns in (echo, service))
+    return {
+        "echo_ms": statistics.median(a),
+        "service_ms": statistics.median(b),
+        "added_ms": statistics.median(b) - statistics.median(a),
+        "added_p99_ms": percentile(b, 0.99) - percentile(a, 0.99),
+        **rates([turn.rate for turn in echo], [turn.rate for turn in service]),
+    }
+
+
+def rates(bare: Sequence[float], service: Sequence[float]) -> dict[str, float]:
+    """Median rates, and the median of what the service reached of the bare one's in the same round."""
+    return {
+        "bare_fps": statistics.median(bare),
+        "service_fps": statistics.median(service),
+        "ratio": statistics.median(s / b for b, s in zip(bare, service, strict=True)),
+    }
+
+
+def first_figures(took_ms: Sequence[float], chunk_ms: float) -> dict[str, float]:
+    """Time to the first chunk, and its limit: 1.5 times one chunk's compute and 100 ms."""
+    return {"first_ms": statistics.median(took_ms), "chunk_ms": chunk_ms, "limit_ms": 1.5 * chunk_ms + 100}
+
+
+# ---- measuring ----
+
+
+async def measure_trips(service: grpc.aio.Channel, echo: grpc.aio.Channel, case: Case, plan: Plan) -> dict[str, Any]:
+    """Frames there and back, one at a time and `plan.window` at a time."""
+    async with echo_line(echo, case, False) as a, session_line(service, case, "echo", takes=1, chunk_frames=1) as b:
+        for line in (a, b):
+            await line.trips(plan.window, plan.window)
+        turns: dict[Line, list[Turn]] = {a: [], b: []}
+        for _ in range(plan.rounds):
+            for line in (a, b):
+                turns[line].append(await _turn(line, plan))
+    codec = codec_ms(case)
+    figures = compared(turns[a], turns[b])
+    return {"case": case.name, **figures, "codec_ms": codec, "added_net_ms": figures["added_ms"] - codec}
+
+
+async def _turn(line: Line, plan: Plan) -> Turn:
+    trips = await line.trips(plan.trips, 1)
+    began = time.perf_counter()
+    await line.trips(plan.frames, plan.window)
+    return Turn(trips, plan.frames / (time.perf_counter() - began))
+
+
+async def measure_source(service: grpc.aio.Channel, echo: grpc.aio.Channel, case: Case, plan: Plan) -> dict[str, Any]:
+    """A source's frames to the client. Each side runs alone: the other's credits are used up before its turn ends."""
+    bare, ours = [], []
+    for _ in range(plan.rounds):
+        async with echo_line(echo, case, True) as line:
+            bare.append(await _pulled(line, plan))
+        async with session_line(service, case, "synthetic", chunk_frames=CHUNK_FRAMES) as line:
+            ours.append(await _pulled(line, plan))
+    return {"case": case.name, **rates(bare, ours), "codec_ms": codec_ms(case)}
+
+
+async def _pulled(line: Line, plan: Plan) -> float:
+    await line.pull(CHUNK_FRAMES * 2)
+    return plan.frames / await line.pull(plan.frames)
+
+
+async def measure_model(address: str, bare: Bare, plan: Plan) -> dict[str, Any]:
+    """Frames a second of the model in the plain loop, and of the same through the service, frames taken as they come.
+
+    Between its turns the session stands still: its client takes nothing.
+    """
+    alone, ours = [], []
+    async with AsyncClient(address) as rr:
+        stream = await rr.stream(MODEL_GRAPH, prompt=PROMPT, seed=SEED, buffer=CHUNK_FRAMES)
+        at = await _chunks(stream, 4)
+        bare.ask(4)
+        for _ in range(plan.rounds):
+            answer = bare.ask(plan.chunks)
+            alone.append(1000 * answer["frames"] / sum(answer["ms"]))
+            await _chunks(stream, 3)  # what was made ahead while the other had its turn
+            began = time.perf_counter()
+            at = await _chunks(stream, plan.chunks)
+            ours.append(at / (time.perf_counter() - began))
+        await stream.close()
+    return {"case": f"{MODEL}", **rates(alone, ours)}
+
+
+async def _chunks(stream: Any, count: int) -> int:
+    """Takes frames until `count` more chunks are complete; how many frames."""
+    frames = 0
+    for _ in range(count * CHUNK_FRAMES):
+        await anext(stream)
+        frames += 1
+    return frames
+
+
+async def measure_first(address: str, graph: str, chunk_ms: float, plan: Plan, **params: Any) -> dict[str, Any]:
+    """From `Sessions.Create` to the first frame at the client, the actor warm."""
+    took = []
+    async with AsyncClient(address) as rr:
+        for n in range(plan.firsts + 1):
+            began = time.perf_counter()
+            stream = await rr.stream(graph, seed=n, **params)
+            await anext(stream)
+            took.append(1000 * (time.perf_counter() - began))
+            await stream.close()
+    return {"case": graph, **first_figures(took[1:], chunk_ms)}
+
+
+class Bare:
+    """The other process with the model in it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, what: int | str) -> Any:
+        """See `bench/bare.py`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(what, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def child(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m` command, and the first line it prints; it ends when its standard input does."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-m", *command], stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout is not None
+    with process:  # leaving closes its input and waits
+        line = process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{command[0]} did not start")
+        yield process, line
+
+
+async def measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
+    """The figures that `show` prints and `--json` writes."""
+    figures: dict[str, Any] = {}
+    async with _both() as (address, service, echo):
+        for case in CASES:
+            if "trips" in parts:
+                figures.setdefault("trips", []).append(await measure_trips(service, echo, case, plan))
+            if "source" in parts:
+                figures.setdefault("source", []).append(await measure_source(service, echo, case, plan))
+        if "first" in parts:
+            made = measure_first(address, "synthetic", STEP_MS, plan, step_ms=STEP_MS)
+            figures["first"] = [await made]
+        if "model" in parts or "first" in parts:
+            with child("riverrun.bench.bare", MODEL, PROMPT, str(SEED)) as (process, _):
+                bare = Bare(process)
+                if "model" in parts:
+                    figures["model"] = [await measure_model(address, bare, plan)]
+                if "first" in parts:
+                    chunk_ms = statistics.median(bare.ask("new") for _ in range(plan.firsts))
+                    figures["first"].append(await measure_first(address, MODEL_GRAPH, chunk_ms, plan, prompt=PROMPT))
+    return figures
+
+
+@asynccontextmanager
+async def _both() -> AsyncIterator[tuple[str, grpc.aio.Channel, grpc.aio.Channel]]:
+    """The service's address, and channels to it and to the echo."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="riverrun-bench-")))
+        (folder / "echo.yaml").write_text(GRAPH)
+        service = stack.enter_context(serving(f"graphs=[{folder / 'echo.yaml'}]"))
+        _, port = stack.enter_context(child("riverrun.bench.echo"))
+        async with AsyncClient(service.address) as rr:
+            await rr.models()  # waits for models that are loading: they are not what is measured
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options=OPTIONS))
+            for address in (service.address, f"127.0.0.1:{port}")
+        ]
+        yield service.address, channels[0], channels[1]
+
+
+# ---- the tables ----
+
+
+COLUMNS = {
+    "trips": {
+        "there and back": "case",
+        "echo ms": "echo_ms",
+        "service ms": "service_ms",
+        "added ms": "added_ms",
+        "of it codec": "codec_ms",
+        "added p99": "added_p99_ms",
+        "echo frames/s": "bare_fps",
+        "service frames/s": "service_fps",
+        "ratio": "ratio",
+    },
+    "source": {
+        "from a source": "case",
+        "bare frames/s": "bare_fps",
+        "service frames/s": "service_fps",
+        "ratio": "ratio",
+    },
+    "model": {"model": "case", "plain loop frames/s": "bare_fps", "service frames/s": "service_fps", "ratio": "ratio"},
+    "first": {"first chunk of": "case", "ms": "first_ms", "compute ms": "chunk_ms", "limit ms": "limit_ms"},
+}
+
+
+def show(figures: dict[str, Any]) -> str:
+    """A table for each part that was measured."""
+    tables = []
+    for part, columns in COLUMNS.items():
+        if part in figures:
+            rows: list[list[Cell]] = [[row[key] for key in columns.values()] for row in figures[part]]
+            tables.append(table(list(columns), rows))
+    return "\n\n".join(tables)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m riverrun.bench.overhead", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
+    options = parser.parse_args(argv)
+    parts = options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    plan = QUICK if options.quick else Plan()
+    figures = asyncio.run(measure(plan, parts))
+    print(show(figures))
+    if options.json:
+        write_json(options.json, "overhead", {"only": parts, **asdict(plan)}, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
