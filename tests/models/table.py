@@ -346,7 +346,7 @@ ROWS = (
     Row(
         "LongLive",
         longlive,
-        window=2,
+        window=11,
         params={"prompt": "x"},
         control=embedded(WAN.text_len, WAN.text_dim),
         first_prompt=True,

@@ -119,15 +119,15 @@ def test_sizes_of_the_released_models_are_read_off_their_shapes() -> None:
 
 
 def test_bytes_of_a_released_session() -> None:
-    """longlive.md §2: K/V 3.45 GB, cross 94 MB, clean latents 2.4 MB, decoder 151,328 values a latent pixel."""
+    """longlive.md §2: K/V 3.45 GB, cross 94 MB, clean latents 7.8 MB, decoder 151,328 values a latent pixel."""
     dit = dit_session(WAN_1_3B, 480, 832, torch.bfloat16).parts
     assert dit == {
         "self-attention cache": 30 * 2 * 12 * 1560 * 1536 * 2,
         "text keys and values": 30 * 2 * 512 * 1536 * 2,
         "prompt embedding": 512 * 4096 * 2,
-        "clean latents": 12 * 16 * 60 * 104 * 2,
+        "clean latents": 39 * 16 * 60 * 104 * 2,
     }
-    assert [human(size) for size in dit.values()] == ["3.45 GB", "94.37 MB", "4.19 MB", "2.40 MB"]
+    assert [human(size) for size in dit.values()] == ["3.45 GB", "94.37 MB", "4.19 MB", "7.79 MB"]
     vae = vae_session(WAN21_VAE, 480, 832, torch.bfloat16).parts
     assert vae["decoder history"] == 151_328 * 60 * 104 * 2
     assert human(vae["decoder history"]) == "1.89 GB"

@@ -358,12 +358,12 @@ def assert_near(actual: np.ndarray, wanted: np.ndarray) -> None:
         assert np.array_equal(actual, wanted)
 
 
-def test_memory_is_bounded_and_as_described_over_twenty_windows(row: Row, model: StreamModel) -> None:
+def test_memory_is_bounded_and_as_described_over_many_windows(row: Row, model: StreamModel) -> None:
     session = start(row, model)
     session.run(some_steps(row, row.window + 1))
     stated = described(session).retained_bytes + row.beyond
     held = []
-    for _ in range(some_steps(row, 20 * row.window, taken=row.window)):
+    for _ in range(some_steps(row, min(20 * row.window, 60), taken=row.window)):
         session.run(1)
         held.append(session.state.nbytes)
         if row.holds == "exactly":
