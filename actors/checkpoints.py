@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
 
 from riverrun.actors.session import StageSession
 from riverrun.graphs.stage import Mismatch, Packet, SaveOrder
 from riverrun.models.base import Corrupt, Snapshot, StreamModel, Unavailable
-from riverrun.store.blobs import BlobStore
 from riverrun.store.checkpoints import Engine, Manifest, Mark
 
 log = logging.getLogger(__name__)
@@ -19,14 +21,25 @@ SAVED_S = 300.0
 """Nobody waits longer for a blob to be written."""
 
 
+class Vault(Protocol):
+    """Where an actor keeps checkpoints: a `BlobStore`, or a test's memory."""
+
+    def write(self, manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Manifest: ...
+
+    def read(self, manifest: Manifest) -> dict[str, np.ndarray]: ...
+
+
 class Checkpoints:
     """Of one actor. blobs: where they lie; None: nowhere, so that States can move but not be saved. Any thread may call
     its methods; they are for a State that no step is using."""
 
-    def __init__(self, model: StreamModel, engine: Engine, blobs: BlobStore | None) -> None:
+    def __init__(
+        self, model: StreamModel, engine: Engine, blobs: Vault | None, writer: Executor | None = None
+    ) -> None:
+        """writer: where blobs are written; a thread of its own if not given."""
         self.engine = engine
         self._model, self._blobs = model, blobs
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writer = writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._lock = threading.Lock()
         self._writing: dict[tuple[str, int], Future[Manifest]] = {}
 
@@ -55,9 +68,9 @@ class Checkpoints:
         key = (session.request.session, session.next_seq - 1)
         try:
             future = self.take(session, order)
-        except (Unavailable, Corrupt) as error:
+        except Exception as error:  # noqa: BLE001 - whatever the State raises belongs to whoever waits for it
             future = Future()
-            future.set_exception(error)
+            future.set_exception(error if isinstance(error, Unavailable | Corrupt) else Corrupt(f"no copy: {error!r}"))
         with self._lock:
             for old in [k for k in self._writing if k[0] == key[0] and k != key and self._writing[k].done()]:
                 del self._writing[old]
@@ -106,7 +119,9 @@ class Checkpoints:
         state = session.state  # read once: a close may take it away
         if state is None:
             raise Unavailable(f"session {session.request.session} has ended here")
-        return state.snapshot(kind if kind in self._model.snapshot_kinds() else "exact")
+        if kind == "exact" or kind not in self._model.snapshot_kinds():
+            return state.snapshot()
+        return state.snapshot(kind)
 
 
 def wait(future: Future[Manifest]) -> Manifest:

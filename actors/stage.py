@@ -104,16 +104,21 @@ class StageWorker:
 
     def step(self, request: StepRequest) -> StepReply:
         """Blocks until step `request.seq` is made. Raises UnknownSession, StaleEpoch, BadRequest, StepFailed."""
+        return self.submit(request).result()
+
+    def submit(self, request: StepRequest) -> futures.Future[StepReply]:
+        """As `step`, without waiting: the batch loop answers."""
         with self._table.lock:
             session = self._table.find(request.session, request.epoch)
             kept = session.due(request)
             if kept is not None:
-                return kept
+                answered: futures.Future[StepReply] = futures.Future()
+                answered.set_result(kept)
+                return answered
             if session.job is None:
                 session.job = StepJob(session, request, self._clock())
                 self._arrivals.put(session.job)
-            future = session.job.future
-        return future.result()
+            return session.job.future
 
     def attach(self, session: str, epoch: Epoch) -> AttachReply:
         """Raises the session's epoch and says where it stands. Waits for a step in hand."""

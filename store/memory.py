@@ -1,4 +1,5 @@
-"""A session store in this process's memory, with the rules of the Redis one. For tests and the simulator."""
+"""A session store and a blob store in this process's memory, with the rules of the real ones. For tests and the
+simulator."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from riverrun.models.base import BadRequest, Corrupt
+import numpy as np
+
+from riverrun.models.base import BadRequest, Corrupt, Unavailable
+from riverrun.store.checkpoints import Manifest
 from riverrun.store.records import ENDED_TTL_S, Conflict, ControlEntry, Page, SessionRecord, make_token, parse_token
 
 
@@ -124,3 +128,43 @@ class MemoryStore:
 
 def _order(record: SessionRecord) -> tuple[float, str]:
     return record.created, record.id
+
+
+class MemoryBlobs:
+    """Checkpoints in this process's memory, with the methods of `BlobStore` and the awaitable ones a runner uses.
+
+    damaged: paths whose blob can't be read. is_full: nothing can be written.
+    """
+
+    def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        self.is_full = False
+        self._held: dict[str, tuple[Manifest, dict[str, np.ndarray]]] = {}
+        self._count = 0
+
+    def write(self, manifest: Manifest, tensors: Mapping[str, np.ndarray]) -> Manifest:
+        if self.is_full:
+            raise Unavailable("no space left")
+        self._count += 1
+        path = f"{manifest.session}/{manifest.stage}/{manifest.epoch}-{manifest.mark.seq}-{self._count}"
+        placed = replace(manifest, path=path)
+        self._held[path] = placed, {name: array.copy() for name, array in tensors.items()}
+        return placed
+
+    def read(self, manifest: Manifest) -> dict[str, np.ndarray]:
+        if manifest.path not in self._held or manifest.path in self.damaged:
+            raise Corrupt(f"checkpoint {manifest.path} is damaged or gone")
+        return {name: array.copy() for name, array in self._held[manifest.path][1].items()}
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self._held)
+
+    async def manifests(self, session: str) -> list[Manifest]:
+        return sorted((m for m, _ in self._held.values() if m.session == session), key=lambda m: m.order)
+
+    async def delete(self, manifest: Manifest) -> None:
+        self._held.pop(manifest.path, None)
+
+    async def forget(self, session: str) -> None:
+        self._held = {path: each for path, each in self._held.items() if each[0].session != session}

@@ -1,0 +1,206 @@
+"""Actors and gateways die at every point of a stream; the client has every frame once, in order, bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from riverrun.graphs.checkpoints import Cadence
+from riverrun.graphs.config import RunnerConfig
+from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
+from riverrun.graphs.items import EventType
+from riverrun.models.base import Control
+from riverrun.store.records import SessionState
+
+FRAMES = 64
+SOURCE = Graph("source", (StageSpec("a", "m"),), {"frames": Endpoint("a", "frames")})
+CHAIN = Graph(
+    "chain",
+    (StageSpec("a", "m"), StageSpec("b", "m"), StageSpec("c", "m")),
+    {"frames": Endpoint("c", "frames")},
+    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")), Edge(Endpoint("b", "frames"), Endpoint("c", "frames"))),
+)
+PARAMS = {
+    "source": {"a": {"height": 4, "width": 4, "state_bytes": 64}},
+    "chain": {
+        "a": {"height": 4, "width": 4, "state_bytes": 64},
+        "b": {"height": 4, "width": 4, "takes": 6, "chunk_frames": 3, "state_bytes": 64},
+        "c": {"height": 4, "width": 4, "takes": 2, "chunk_frames": 4, "state_bytes": 64},
+    },
+}
+CONFIG = RunnerConfig(cadence=Cadence(chunks=3))
+
+
+async def undisturbed(w, clock, graph, frames=FRAMES):
+    world = w.World(clock)
+    runner = await world.open(graph, CONFIG, params=PARAMS[graph.name], max_frames=frames)
+    client = w.Client()
+    await client.read(runner)
+    await runner.ended()
+    return client.pixels
+
+
+@pytest.mark.parametrize("graph", [SOURCE, CHAIN], ids=lambda g: g.name)
+@pytest.mark.parametrize("at", range(1, 40, 4))
+def test_an_actor_dies_and_the_stream_goes_on(w, clock, run, graph, at):
+    async def body():
+        wanted = await undisturbed(w, clock, graph)
+        for victim in graph.order():
+            world = w.World(clock)
+            runner = await world.open(graph, CONFIG, params=PARAMS[graph.name], max_frames=FRAMES)
+            client = w.Client()
+            await client.read(runner, at)
+            world.kill(runner.record.placement[victim].actor)
+            await client.read(runner)
+            await runner.ended()
+            assert client.numbers == list(range(FRAMES))
+            assert client.pixels == wanted
+            assert runner.state is SessionState.CLOSED
+            runner.check()
+            assert world.states() == 0
+            assert not world.blobs.paths
+
+    run(body())
+
+
+@pytest.mark.parametrize("graph", [SOURCE, CHAIN], ids=lambda g: g.name)
+@pytest.mark.parametrize("at", range(1, 40, 6))
+@pytest.mark.parametrize("dead", ["nobody", "some", "all"])
+def test_a_gateway_dies_and_another_goes_on(w, clock, run, graph, at, dead):
+    async def body():
+        wanted = await undisturbed(w, clock, graph)
+        world = w.World(clock)
+        runner = await world.open(graph, CONFIG, params=PARAMS[graph.name], max_frames=FRAMES)
+        client = w.Client()
+        await client.read(runner, at)
+        placed = dict(runner.record.placement)
+        await world.crash(runner)
+        for name in {"nobody": [], "some": graph.order()[-1:], "all": graph.order()}[dead]:
+            if world.actors[placed[name].actor].incarnation == placed[name].incarnation:
+                world.kill(placed[name].actor)
+        runner = await world.take_over(graph, CONFIG, {"frames": len(client.frames)})
+        await client.read(runner)
+        await runner.ended()
+        assert client.numbers == list(range(FRAMES))
+        assert client.pixels == wanted
+        runner.check()
+        assert world.states() == 0
+        assert not world.blobs.paths
+
+    run(body())
+
+
+@pytest.mark.parametrize("graph", [SOURCE, CHAIN], ids=lambda g: g.name)
+def test_suspended_and_resumed(w, clock, run, graph):
+    async def body():
+        wanted = await undisturbed(w, clock, graph)
+        world = w.World(clock)
+        runner = await world.open(graph, CONFIG, params=PARAMS[graph.name], max_frames=FRAMES)
+        client = w.Client()
+        for at in (9, 22, 23, 40):
+            await client.read(runner, at)
+            await runner.suspend("put away")
+            assert runner.state is SessionState.SUSPENDED
+            assert world.states() == 0
+            runner.check()
+            runner = await world.take_over(graph, CONFIG, {"frames": len(client.frames)})
+        await client.read(runner)
+        await runner.ended()
+        assert client.numbers == list(range(FRAMES))
+        assert client.pixels == wanted
+        assert world.states() == 0
+        assert not world.blobs.paths
+
+    run(body())
+
+
+@pytest.mark.parametrize("graph", [SOURCE, CHAIN], ids=lambda g: g.name)
+def test_stages_move_while_frames_flow(w, clock, run, graph):
+    async def body():
+        wanted = await undisturbed(w, clock, graph)
+        world = w.World(clock)
+        runner = await world.open(graph, CONFIG, params=PARAMS[graph.name], max_frames=FRAMES)
+        client = w.Client()
+        reading = asyncio.create_task(client.read(runner))
+        moved = 0
+        while not reading.done() and moved < 8:
+            for stage in graph.order():
+                if runner.state is SessionState.RUNNING:
+                    await runner.migrate(stage)
+                    moved += 1
+                runner.check()
+            await asyncio.sleep(0)
+        await reading
+        await runner.ended()
+        assert moved >= 4
+        assert client.numbers == list(range(FRAMES))
+        assert client.pixels == wanted
+        assert world.states() == 0
+
+    run(body())
+
+
+def test_a_control_is_carried_again_at_its_step(w, clock, run):
+    async def body():
+        world = w.World(clock)
+        runner = await world.open(SOURCE, CONFIG, params=PARAMS["source"])
+        client = w.Client()
+        await client.read(runner, 10)
+        await runner.control(Control(1, "prompt", "another"))
+        await client.read(runner, 30)
+        before = [f.revision for f in client.frames]
+        assert before[-1] == 1
+        world.kill(runner.record.placement["a"].actor)
+        await client.read(runner, 50)
+        await world.crash(runner)
+        world.kill(runner.record.placement["a"].actor)
+        runner = await world.take_over(SOURCE, CONFIG, {"frames": 50})
+        await client.read(runner, 70)
+        assert client.numbers == list(range(70))
+        first = next(i for i, f in enumerate(client.frames) if f.revision == 1)
+        assert all(f.revision == (i >= first) for i, f in enumerate(client.frames))
+        await runner.close("over")
+
+    run(body())
+
+
+def test_a_damaged_checkpoint_costs_a_longer_replay(w, clock, run):
+    async def body():
+        wanted = await undisturbed(w, clock, CHAIN)
+        world = w.World(clock)
+        runner = await world.open(CHAIN, CONFIG, params=PARAMS["chain"], max_frames=FRAMES)
+        client = w.Client()
+        await client.read(runner, 40)
+        newest = {path.split("/")[1]: path for path in world.blobs.paths}
+        world.blobs.damaged = set(newest.values())
+        for place in set(runner.record.placement.values()):
+            world.kill(place.actor)
+        await client.read(runner)
+        await runner.ended()
+        assert client.pixels == wanted
+
+    run(body())
+
+
+def test_what_finds_no_place_is_suspended(w, clock, run):
+    async def body():
+        world = w.World(clock, actors=1)
+        runner = await world.open(SOURCE, CONFIG, params=PARAMS["source"])
+        client = w.Client()
+        await client.read(runner, 20)
+        world.kill("a0")
+        left = world.actors.pop("a0")
+        reading = asyncio.create_task(client.read(runner))
+        while not reading.done():
+            await clock.advance(1.0)
+        assert runner.state is SessionState.SUSPENDED
+        assert [e.type for e in client.events][-1] is EventType.SUSPENDED
+        assert client.events[-1].retry_s > 0
+        world.actors["a0"] = left
+        runner = await world.take_over(SOURCE, CONFIG, {"frames": len(client.frames)})
+        await client.read(runner, 60)
+        assert client.numbers == list(range(60))
+        await runner.close("over")
+
+    run(body())
