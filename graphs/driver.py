@@ -105,8 +105,8 @@ class Session(Protocol):
     async def decided(self, driver: StageDriver, reply: StepReply) -> None:
         """A step decided something that a replay must decide alike. Returns when it is logged."""
 
-    def input_lost(self, edge: EdgeQueue, error: InputLost) -> None:
-        """The head of an edge can't be read any more: its maker must make it again."""
+    def input_lost(self, edge: EdgeQueue, chunk: Chunk, error: InputLost) -> None:
+        """The head of an edge, which was `chunk`, can't be read any more: its maker must make it again."""
 
     async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply, next_chunk: int) -> None:
         """Step `reply.seq` carried these; `next_chunk` is next on the first port. Returns when it is logged."""
@@ -254,7 +254,7 @@ class StageDriver:
         except InputLost as error:
             if edge is None:
                 raise
-            self.session.input_lost(edge, error)
+            self.session.input_lost(edge, request.inputs[0], error)
         except InputRefused as refusal:
             if edge is None or not edge.from_client:
                 raise

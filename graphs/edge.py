@@ -147,11 +147,12 @@ class EdgeQueue:
         self._furthest = max(self._furthest, self.taken)
         return chunk
 
-    def lose(self) -> None:
-        """What the head refers to is gone: it is waited for until it comes again."""
-        place = self.taken - self.base
-        if 0 <= place < len(self._slots):
-            self._slots[place].chunk = None
+    def lose(self, chunk: Chunk) -> bool:
+        """What this head refers to is gone: it is waited for until it comes again. False if it has come already."""
+        if self.head is not chunk:
+            return False
+        self._slots[self.taken - self.base].chunk = None
+        return True
 
     def commit(self, count: int) -> None:
         """The first `count` chunks are never needed again."""

@@ -21,7 +21,7 @@ from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.observer import Observer
 from riverrun.graphs.opening import answer
 from riverrun.graphs.pacing import lead_s, parked_s
-from riverrun.graphs.recovery import Recovery
+from riverrun.graphs.recovery import NoPlace, Recovery
 from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.saver import Saver
 from riverrun.graphs.stage import (
@@ -216,6 +216,7 @@ class Flow:
         return {
             "steps": {name: driver.next_seq for name, driver in self.drivers.items()},
             "consumed": {str(at): edge.taken for at, edge in self.edges.items()},
+            "forgotten": {str(at): edge.base for at, edge in self.edges.items()},
             "ports": {name: PortMark(r.next_chunk, r.next_frame, r.sent, r.acked) for name, r in rings},
         }
 
@@ -281,9 +282,9 @@ class Flow:
     async def decided(self, driver: StageDriver, reply: StepReply) -> None:
         await self._keeper.log(ControlEntry(0, DECIDED, reply.decisions, driver.name, reply.seq))
 
-    def input_lost(self, edge: EdgeQueue, error: InputLost) -> None:
-        edge.lose()
-        self._want_again(self._maker(edge), error)
+    def input_lost(self, edge: EdgeQueue, chunk: Chunk, error: InputLost) -> None:
+        if edge.lose(chunk):
+            self._want_again(self._maker(edge), error)
 
     def consumed(self, driver: StageDriver) -> None:
         if self.saver:
@@ -327,6 +328,8 @@ class Flow:
     async def _drive(self, driver: StageDriver) -> None:
         try:
             await driver.run()
+        except NoPlace:
+            raise
         except (Unavailable, Corrupt, BadRequest) as error:
             kind = next((k for k in _WHAT if isinstance(error, k)), Corrupt)
             raise kind(f"stage {driver.name!r} {_WHAT[kind]}: {error}") from error

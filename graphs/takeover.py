@@ -108,10 +108,17 @@ class TakeOver:
         raise AssertionError("the last source raises")
 
     def _usable(self, name: str, behind: Mapping[str, Stand]) -> list[Manifest]:
-        """Newest first: those before which nobody behind the stage wants anything; if all are later, the oldest."""
+        """Newest first: those before which nobody behind the stage wants anything.
+
+        If all are later, the stage begins at step 0; only where that is known to be forgotten, at the oldest there is:
+        the record may be behind with what the client has acked.
+        """
         manifests = self._book(name).manifests
         fit = [m for m in reversed(manifests) if self._is_early(m.mark, name, behind)]
-        return fit or list(manifests[:1])
+        ports = [edge.target for edge in self.graph.feeders(name).values()]
+        ports += [at for at in self.graph.inputs.values() if at.stage == name]
+        is_forgotten = any(self.record.forgotten.get(str(at), 0) for at in ports)
+        return fit or list(manifests[: int(is_forgotten)])
 
     def _is_early(self, mark: Mark, name: str, behind: Mapping[str, Stand]) -> bool:
         edges = [edge for edge in self.graph.edges if edge.source.stage == name]

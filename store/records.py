@@ -122,8 +122,8 @@ class SessionRecord:
 
     params: per stage, after `route_params`. version: rises by one with each write (0: never written).
     epoch, nonce: the fencing token of the runner in charge. placement, steps: per stage; steps is the next step number.
-    consumed: chunks taken, per "stage.port". ports: per graph output. folded: controls in force that the bounded log
-    no longer holds. lead_s: media it may be ahead of its controller (0: no limit). manifests: checkpoints (none yet).
+    consumed, forgotten: chunks taken, and those of them that nobody keeps any more, per "stage.port". ports: per graph output. folded: controls in force that the bounded log
+    no longer holds. lead_s: media it may be ahead of its controller (0: no limit). manifests: checkpoints, in short.
     token_digest: sha256 of the resume token, hex.
     """
 
@@ -144,6 +144,7 @@ class SessionRecord:
     placement: Mapping[str, Placement] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     consumed: Mapping[str, int] = field(default_factory=dict)
+    forgotten: Mapping[str, int] = field(default_factory=dict)
     ports: Mapping[str, PortMark] = field(default_factory=dict)
     folded: tuple[ControlEntry, ...] = ()
     manifests: tuple[Mapping[str, Any], ...] = ()

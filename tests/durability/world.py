@@ -191,7 +191,7 @@ class World:
     async def open(self, graph: Graph, config: RunnerConfig, **options: Any) -> Runner:
         record = SessionRecord("s1", graph.name, nonce="n1", gateway="g1", created=1000.0, **options)
         stored = await self.store.create(record)
-        placed = {name: await self.place(name) for name in graph.order()}
+        placed = {n: await self.place(n, actor=a) for n, a in zip(graph.order(), itertools.cycle(self.actors))}
         record = replace(stored, placement={name: p for name, (_, p) in placed.items()})
         handles = {name: h for name, (h, _) in placed.items()}
         runner = Runner(record, graph, handles, {}, self.store, self.clock, config, durability=self.durability())
