@@ -60,18 +60,22 @@ class Turn:
 
 
 def figures_of(turns: Mapping[int, Sequence[Turn]]) -> list[dict[str, Any]]:
-    """A row for each count of stalled clients; turns[0] is what the others are compared with, round by round."""
+    """A row for each count of stalled clients; turns[0] is what the others are compared with, round by round.
+
+    What one costs in memory is taken from the first round: what was freed since may stay with the allocator.
+    """
     rows = []
     for count, own in turns.items():
         alone = turns[0]
         each = max(count, 1)
-        more = statistics.median(a.gateway_bytes - b.gateway_bytes for a, b in zip(own, alone, strict=True))
+        more = own[0].gateway_bytes - alone[0].gateway_bytes
         rows.append(
             {
                 "stalled": count,
                 "fps": statistics.median(turn.fps for turn in own),
                 "ratio": statistics.median(a.fps / b.fps for a, b in zip(own, alone, strict=True)),
-                "gateway_mib": statistics.median(turn.gateway_bytes for turn in own) / MIB,
+                "gateway_mib": own[0].gateway_bytes / MIB,
+                "gateway_last_mib": own[-1].gateway_bytes / MIB,
                 "each_mib": more / MIB / each if count else None,
                 "each_frames": max(turn.delivered for turn in own) / each,
                 "each_steps": max(turn.steps for turn in own) / each,
@@ -86,6 +90,7 @@ COLUMNS = {
     "of alone": "ratio",
     "gateway MiB": "gateway_mib",
     "more a client": "each_mib",
+    "MiB in the last round": "gateway_last_mib",
     "frames taken each": "each_frames",
     "steps each": "each_steps",
 }

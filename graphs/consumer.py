@@ -220,6 +220,6 @@ class Consumer:
         return self._lanes[port]
 
 
-def _covers(notice: Receipt | InputAck | Event, before: Receipt | InputAck | Event) -> bool:
+def _covers(notice: Item, before: Item) -> bool:
     """Whether an input ack says all that the one before it said."""
     return isinstance(notice, InputAck) and isinstance(before, InputAck) and notice.port == before.port
