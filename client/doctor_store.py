@@ -92,14 +92,16 @@ def _access(url: str) -> list[Finding]:
     if not url or url.startswith("unix:"):
         return []
     at = urlparse(url)
-    if at.password or _is_local(at.hostname or ""):
-        return [] if at.scheme == "rediss" or _is_local(at.hostname or "") else [_plain()]
-    advice = "whoever reaches it owns every session: requirepass or an ACL, and rediss://"
-    return [Finding("store access", "note", f"{at.hostname} asks for no password", advice)]
-
-
-def _plain() -> Finding:
-    return Finding("store access", "note", "redis:// without TLS", "its password goes over the network: rediss://")
+    if _is_local(at.hostname or ""):
+        return []
+    if not at.password:
+        advice = "whoever reaches it owns every session: requirepass or an ACL, and rediss://"
+        return [Finding("store access", "note", f"{at.hostname} asks for no password", advice)]
+    if at.scheme != "rediss":
+        return [
+            Finding("store access", "note", "redis:// without TLS", "its password is sent in plain text: rediss://")
+        ]
+    return []
 
 
 def _is_local(host: str) -> bool:

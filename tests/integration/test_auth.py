@@ -446,7 +446,8 @@ def test_prompts_and_tokens_are_in_no_log(own, code, caplog):
     session = stubs.create(params={"prompt": secret, "fail_at": 6}, client_id="for the log")
     stream = stubs.connect(session, ports=FRAMES)
     stream.control(1, prompt=steer)
-    stream.frames(4)
+    stream.control(2, parameters={"height": steer})
+    assert stream.receipts(2)[-1].stage == pb.Receipt.STAGE_REJECTED
     code(stream.rest)
     code(lambda: stubs.create(params={"prompt": secret, "promt": secret}))
     code(lambda: stubs.create(params={"height": secret}))
