@@ -49,6 +49,11 @@ class Service:
         """Keys in the session store."""
         return int(self._store.dbsize())  # type: ignore[arg-type]
 
+    def cpu_s(self) -> float:
+        """Processor time that the gateway's process has used so far."""
+        times = self._root.cpu_times()
+        return times.user + times.system
+
     def memory(self) -> dict[int, Memory]:
         """Of each process of the tree, of the store and of this one, by pid."""
         found = {}

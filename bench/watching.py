@@ -2,10 +2,10 @@
 
 `python -m riverrun.bench.watching [--quick] [--only calls,stream] [--json FILE]`
 
-calls: microseconds of processor time for one chunk of 12 frames, all that an observer is told of it. stream: frames a
-second from a source without step time, at a service without metrics, at one with them that is scraped in every turn,
-and at the first one again, round by round; the machine may be shared, and the ratio of the first to itself shows by how
-much a round differs when nothing is changed.
+calls: microseconds of processor time for one chunk of 12 frames, all that an observer is told of it. stream: frames
+from a source without step time, at a service without metrics, at one with them that is scraped in every turn, and at
+the first one again, round by round. The machine may be shared: processor time a frame says more than frames a second
+there, and the ratio of the first to itself shows by how much a round differs when nothing is changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.telemetry import Watch
 from riverrun.bench.report import Cell, table, write_json
-from riverrun.bench.service import free_port, serving
+from riverrun.bench.service import Service, free_port, serving
 from riverrun.bench.trips import OPTIONS, Case, session_line
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Frame
@@ -104,15 +104,27 @@ def measure_calls(plan: Plan) -> list[dict[str, Any]]:
 # ---- stream ----
 
 
-def compared(off: Sequence[float], on: Sequence[float], again: Sequence[float]) -> dict[str, float]:
-    """Median rates, and medians over the rounds of what metrics leave and of what a second look at the same gives."""
-    base = [(a + b) / 2 for a, b in zip(off, again, strict=True)]
-    return {
-        "off_fps": statistics.median(base),
-        "on_fps": statistics.median(on),
-        "ratio": statistics.median(b / a for a, b in zip(base, on, strict=True)),
-        "same": statistics.median(b / a for a, b in zip(off, again, strict=True)),
-    }
+@dataclass(frozen=True)
+class Turn:
+    """fps: frames a second. cpu_us: processor time of the gateway's process, microseconds a frame."""
+
+    fps: float
+    cpu_us: float
+
+
+def compared(off: Sequence[Turn], on: Sequence[Turn], again: Sequence[Turn]) -> dict[str, float]:
+    """Medians, and medians over the rounds of with metrics to without, and of without to itself."""
+    figures = {}
+    for what in ("fps", "cpu_us"):
+        a, b, c = ([getattr(turn, what) for turn in turns] for turns in (off, on, again))
+        base = [(first + second) / 2 for first, second in zip(a, c, strict=True)]
+        figures |= {
+            f"{what}_off": statistics.median(base),
+            f"{what}_on": statistics.median(b),
+            f"{what}_ratio": statistics.median(y / x for x, y in zip(base, b, strict=True)),
+            f"{what}_same": statistics.median(y / x for x, y in zip(a, c, strict=True)),
+        }
+    return figures
 
 
 async def measure_stream(plan: Plan) -> list[dict[str, Any]]:
@@ -125,26 +137,28 @@ async def measure_stream(plan: Plan) -> list[dict[str, Any]]:
         ):
             rows = []
             for size in SIZES:
-                turns: list[list[float]] = [[], [], []]
+                turns: list[list[Turn]] = [[], [], []]
                 for _ in range(plan.rounds):
-                    turns[0].append(await _pulled(plain, size, plan))
-                    turns[1].append(await _pulled(watched, size, plan, port))
-                    turns[2].append(await _pulled(plain, size, plan))
+                    turns[0].append(await _turn(off, plain, size, plan))
+                    turns[1].append(await _turn(on, watched, size, plan, port))
+                    turns[2].append(await _turn(off, plain, size, plan))
                 rows.append({"case": f"chunks of {size}", **compared(*turns)})
             return rows
 
 
-async def _pulled(channel: grpc.aio.Channel, chunk_frames: int, plan: Plan, scraped: int | None = None) -> float:
-    """Frames a second of a session of its own; in the middle of it, the metrics are read."""
-    case = Case(64, 64, RAW)
-    async with session_line(channel, case, "synthetic", chunk_frames=chunk_frames) as line:
+async def _turn(
+    service: Service, channel: grpc.aio.Channel, chunk_frames: int, plan: Plan, scraped: int | None = None
+) -> Turn:
+    """A session of its own. scraped: the port at which the metrics are read in the middle of it."""
+    async with session_line(channel, Case(64, 64, RAW), "synthetic", chunk_frames=chunk_frames) as line:
         await line.pull(2 * CHUNK_FRAMES)
+        used = service.cpu_s()
         took = await line.pull(plan.frames // 2)
         scrape = asyncio.create_task(asyncio.to_thread(_scrape, scraped)) if scraped else None
         took += await line.pull(plan.frames - plan.frames // 2)
         if scrape:
             await scrape
-        return plan.frames / took
+        return Turn(plan.frames / took, (service.cpu_s() - used) / plan.frames * 1e6)
 
 
 def _scrape(port: int) -> None:
@@ -159,10 +173,14 @@ COLUMNS = {
     "calls": {"told of a chunk": "case", "µs": "us"},
     "stream": {
         "64×64 raw": "case",
-        "frames/s without": "off_fps",
-        "with metrics": "on_fps",
-        "ratio": "ratio",
-        "without, again": "same",
+        "frames/s without": "fps_off",
+        "with metrics": "fps_on",
+        "ratio": "fps_ratio",
+        "to itself": "fps_same",
+        "µs a frame without": "cpu_us_off",
+        "with ": "cpu_us_on",
+        "ratio ": "cpu_us_ratio",
+        "to itself ": "cpu_us_same",
     },
 }
 
