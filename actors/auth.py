@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,7 +26,7 @@ from riverrun.configs import ServiceConfig
 from riverrun.models.base import BadRequest
 
 Context = grpc.aio.ServicerContext
-Metadata = tuple[tuple[str, str | bytes], ...]
+Metadata = Iterable[tuple[str, str | bytes]]
 
 OURS = "riverrun.v1"
 NEEDED: Mapping[str, Role] = {
@@ -115,10 +115,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._callers = callers
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
         handler, role = await continuation(details), needed(details.method)
         if handler is None or role is None:
             return handler

@@ -85,6 +85,8 @@ def pass_on(log: LogConfig) -> None:
 
 
 def _print_lines(data: Mapping[str, Any]) -> None:
+    if data.get("pid") == "autoscaler":  # its log of every few seconds, which Ray leaves out too
+        return
     for line in data.get("lines", ()):
         print(as_json(line, data.get("pid")), file=sys.stderr, flush=True)
 

@@ -6,6 +6,7 @@ gRPC reads a request before its method is called, and tells a client UNKNOWN and
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -52,7 +53,10 @@ def _answering(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, A
     return call
 
 
-def _streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _streaming(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    if not inspect.isasyncgenfunction(method):  # one that writes its answers itself
+        return _answering(method)
+
     async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         if isinstance(request, Malformed):
             await abort(context, request)

@@ -22,7 +22,8 @@ def server_credentials(config: TlsConfig) -> grpc.ServerCredentials | None:
     if not config.cert:
         return None
     files = CertificateFiles(config)
-    return grpc.dynamic_ssl_server_credentials(files.first, files.changed, bool(config.client_ca))
+    # None from `changed` means: as before (the stubs do not say so).
+    return grpc.dynamic_ssl_server_credentials(files.first, files.changed, bool(config.client_ca))  # type: ignore[arg-type]
 
 
 class CertificateFiles:

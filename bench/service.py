@@ -49,6 +49,11 @@ class Service:
         """Keys in the session store."""
         return int(self._store.dbsize())  # type: ignore[arg-type]
 
+    def cpu_s(self) -> float:
+        """Processor time that the gateway's process has used so far."""
+        times = self._root.cpu_times()
+        return times.user + times.system
+
     def memory(self) -> dict[int, Memory]:
         """Of each process of the tree, of the store and of this one, by pid."""
         found = {}
@@ -83,7 +88,7 @@ class Service:
 def serving(*overrides: str) -> Iterator[Service]:
     """Starts `riverrun serve` on a free port in a process group of its own, and ends it. overrides: of its
     configuration, "limits.jobs=3". Raises RuntimeError."""
-    port = _free_port()
+    port = free_port()
     address = f"127.0.0.1:{port}"
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="riverrun-bench-"))
@@ -129,7 +134,7 @@ def _stop(tree: subprocess.Popen[bytes]) -> None:
     tree.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

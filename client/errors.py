@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 
 
@@ -70,7 +72,7 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:
     code = error.code().name
     details = " ".join((error.details() or "").split())
     if code == "UNAVAILABLE" and details.startswith(("failed to connect", "connections to all backends", "DNS")):
-        details = f"no riverrun service answers at {address}; start one with `riverrun serve`"
+        details = _unreached(details, address)
     elif code == "UNAUTHENTICATED":
         details = f"the service at {address} does not know you: {details} (RIVERRUN_TOKEN, --token-file, token=)"
     elif code == "UNIMPLEMENTED":
@@ -78,3 +80,15 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:
     elif code == "DEADLINE_EXCEEDED":
         details = f"the service at {address} did not answer in time"
     return _CLASSES.get(code, Error)(details or f"the call failed with {code}", code)
+
+
+def _unreached(details: str, address: str) -> str:
+    """Why no connection came about, in our words: gRPC's are long, and hide the reason at their end."""
+    if "WRONG_VERSION_NUMBER" in details:
+        return f"what answers at {address} speaks no TLS; leave ca, cert and key out"
+    if re.search("handshake failed", details, re.I):
+        why = details.removesuffix(": OK").rpartition("SSL routines:")[2].rpartition(": ")[2]
+        return f"no TLS with the service at {address}: {why}"
+    if "Socket closed" in details:
+        return f"what answers at {address} hung up: it wants TLS, or a certificate that it knows (ca, cert, key)"
+    return f"no riverrun service answers at {address}; start one with `riverrun serve`"

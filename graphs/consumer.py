@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from riverrun.graphs.items import Event, EventType, Frame, InputAck, Item, Notice, Receipt
+from riverrun.graphs.items import Event, EventType, Frame, InputAck, Item, Notice
 from riverrun.graphs.ring import OutputRing, Slot
 from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest
@@ -220,6 +220,6 @@ class Consumer:
         return self._lanes[port]
 
 
-def _covers(notice: Receipt | InputAck | Event, before: Receipt | InputAck | Event) -> bool:
+def _covers(notice: Notice, before: Notice) -> bool:
     """Whether an input ack says all that the one before it said."""
     return isinstance(notice, InputAck) and isinstance(before, InputAck) and notice.port == before.port

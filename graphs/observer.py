@@ -36,7 +36,7 @@ class Observer:
         """A client asks that the next chunk be traced under its own `trace`."""
 
     def ended(self, state: str) -> None:
-        """The session is over: "closed" or "failed"."""
+        """The session is over: "closed" or "failed". Not told of one that never opened."""
 
 
 SILENT = Observer()

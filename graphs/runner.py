@@ -386,8 +386,8 @@ class Runner:
         A session that another runner has taken over is left as it is: its stages and record are that one's.
         """
         self._to(state, reason)
-        self._observer.ended(state.value)
         if self._flow:
+            self._observer.ended(state.value)
             self._flow.audience.end(self._last_event(state, reason))
             await self._flow.stop()
         if isinstance(self._fault, Conflict | StaleEpoch):

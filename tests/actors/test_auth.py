@@ -287,6 +287,13 @@ class FakeClock:
         self.time += seconds
 
 
+class NeverClock(FakeClock):
+    """No wait on it ends."""
+
+    async def sleep(self, seconds):
+        await asyncio.Event().wait()
+
+
 def test_a_pace_lets_a_burst_go_and_then_the_rate():
     async def body():
         clock = FakeClock()
@@ -307,8 +314,7 @@ def test_a_pace_lets_a_burst_go_and_then_the_rate():
 
 def test_a_turn_that_is_not_taken_goes_back():
     async def body():
-        clock = FakeClock()
-        clock.sleep = lambda seconds: asyncio.Event().wait()
+        clock = NeverClock()
         pace = Pace(1.0, clock)
         for _ in range(2):
             await pace.take()

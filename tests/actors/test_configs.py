@@ -27,6 +27,8 @@ def test_defaults_file_and_overrides(tmp_path):
         ("", ["limits.job=7"], r"override: unknown key 'limits.job'"),
         ("port: 99999", [], r"port must be 0..65535, got 99999"),
         ("drain_s: -1", [], r"drain_s must be finite and not negative, got -1.0"),
+        ("stall_s: -1", [], r"stall_s must be finite and not negative, got -1.0"),
+        ("lead_s: .nan", [], r"lead_s must be finite and not negative, got nan"),
         ("port: [", [], r"mine.yaml: while parsing"),
         ("- port", [], r"mine.yaml: must hold keys and values"),
     ],

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from riverrun.actors.logs import JsonFormatter, TextFormatter, about, as_json, set_up
+from riverrun.actors.logs import JsonFormatter, TextFormatter, _print_lines, about, as_json, set_up
 from riverrun.configs import load_service
 from riverrun.configs.telemetry import LogConfig
 from riverrun.models.base import BadRequest
@@ -56,6 +56,13 @@ def test_what_another_process_prints_is_wrapped_and_its_json_is_not():
     assert json.loads(as_json("a library's\tline", 5)) | {"message": "a library's\tline", "pid": 5} == json.loads(
         as_json("a library's\tline", 5)
     )
+
+
+def test_lines_of_actors_come_out_and_ray_s_own_do_not(capsys):
+    _print_lines({"pid": "autoscaler", "lines": ["Node status"]})
+    _print_lines({"pid": 7, "lines": ['{"message": "one"}', "two"]})
+    said = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["one", "two"]
 
 
 @pytest.fixture

@@ -1,8 +1,13 @@
-"""Placement: the actor with most room."""
+"""Placement: the actor with most room, by places and by bytes."""
 
 import pytest
 
 from riverrun.cluster.placement import Load, least_loaded
+
+
+def full(actor: str, sessions: int, reserved: int, limit: int | None = 100) -> Load:
+    """Sessions keep 10 bytes and have 30 during a step."""
+    return Load(actor, sessions, 8, reserved, limit, retained_bytes=10, peak_bytes=30)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +19,28 @@ from riverrun.cluster.placement import Load, least_loaded
         ([Load("a", 3, 8, 0), Load("b", 0, 4, 0)], "a"),
         ([Load("a", 1, 2, 9), Load("b", 1, 2, 3)], "b"),
         ([Load("b", 1, 2, 3), Load("a", 1, 2, 3)], "a"),
+        ([full("a", 1, 95), full("b", 5, 70)], "b"),  # more places, no bytes
+        ([full("a", 1, 30), full("b", 2, 70)], "a"),
+        ([full("a", 3, 60), full("b", 3, 900, None)], "b"),  # room for four by bytes, against five places
+        ([full("a", 1, 99), full("b", 1, 95)], "b"),  # nothing fits: the one with most bytes left says so
+        ([full("a", 8, 20)], None),
     ],
 )
 def test_least_loaded(loads, chosen):
     assert least_loaded(loads) == chosen
+
+
+@pytest.mark.parametrize(
+    ("load", "room"),
+    [
+        (full("a", 0, 0), 8),  # 100 - 20 for a step, 10 each
+        (full("a", 0, 0, 49), 2),
+        (full("a", 1, 30), 7),
+        (full("a", 1, 85), 1),  # the step of another is set aside already
+        (full("a", 1, 95), 0),
+        (full("a", 1, 30, None), 7),
+        (Load("a", 1, 8, 30, 40), 7),  # nothing is known of its sessions
+    ],
+)
+def test_room(load, room):
+    assert load.room == room

@@ -51,6 +51,7 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
     def __init__(self) -> None:
         self.sessions: dict[str, FakeSession] = {}
         self.created: dict[str, pb.Session] = {}
+        self.leads: list[float | None] = []
         self.jobs: dict[str, pb.Job] = {}
         self.cuts: list[int] = []
         self.faults: set[str] = set()
@@ -70,6 +71,7 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "all 4 sessions are taken")
         if request.client_id in self.created:
             return self.created[request.client_id]
+        self.leads.append(request.lead.ToMicroseconds() / 1e6 if request.HasField("lead") else None)
         record = pb.Session(
             session_id=f"s{len(self.sessions)}",
             graph=request.graph,

@@ -87,6 +87,8 @@ def _switch(prompt, seconds):
         (("run", "generate", "--seconds", "nan"), 1, "the length must be above 0, got nan"),
         (("run", "generate", "--frames", str(2**64)), 1, "the length must be 0..2^64-1"),
         (("run", "generate", "--frames", "1", "--seed", str(2**64)), 1, "seed must be 0..2^64-1"),
+        (("run", "generate", "--frames", "1", "--lead", "-1"), 1, "lead must be 0..31622400 s, got -1.0"),
+        (("run", "generate", "--frames", "1", "--lead", "nan"), 1, "lead must be 0..31622400 s, got nan"),
         (("run", "generate", "--at", "noon"), 2, "SECONDS:PROMPT"),
         (("run", "generate", "--at", "x:a red ball"), 2, "SECONDS:PROMPT"),
         (("run", "generate", "--param", "x"), 2, "NAME=VALUE"),

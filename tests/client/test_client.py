@@ -36,6 +36,13 @@ def test_seconds_become_frames_by_the_graph_s_rate(running):
         assert len(list(rr.stream("generate", prompt="a", seconds=0.5))) == 8
 
 
+def test_a_lead_is_asked_for_only_if_given(running):
+    with running.client() as rr:
+        for lead in (None, 0, 1.5):
+            rr.stream("generate", prompt="a", frames=1, lead=lead).close()
+    assert running.service.leads == [None, 0.0, 1.5]
+
+
 @pytest.mark.parametrize("cuts", [[0], [5], [3, 0, 1, 7], [1] * 12])
 def test_reconnects_lose_and_repeat_nothing(running, cuts):
     running.service.cuts = list(cuts)

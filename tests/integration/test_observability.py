@@ -76,6 +76,15 @@ def test_calls_are_counted_by_code(stubs, scrape, code):
     eventually(lambda: counted("Cluster/Status", "OK") > before[1], 60)
 
 
+def test_a_session_that_never_opened_has_not_failed(stubs, scrape, code):
+    def failed():
+        return labelled(scrape(), "riverrun_sessions_ended_total", graph="synthetic", state="failed")
+
+    before = failed()
+    assert code(lambda: stubs.create(params={"prompt": ""}))[0] == "INVALID_ARGUMENT"
+    assert failed() == before
+
+
 def test_a_stream_that_its_client_leaves_is_counted(stubs, scrape):
     def cancelled():
         method = "/riverrun.v1.Streams/Connect"

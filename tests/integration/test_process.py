@@ -1,6 +1,7 @@
 """A whole service in a process of its own: it leaves well; killed, nothing of it stays and no client hangs."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -19,11 +20,16 @@ LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 SERVE = """
 import asyncio
+from riverrun.actors.logs import set_up
 from riverrun.actors.serve import Service
 from riverrun.configs import load_service
 
+OVERRIDES = ["port=0", "models=[synthetic]", "ray_address=local", "drain_s=2", "log.format=json", "log.level=debug"]
+
 async def main():
-    async with Service(load_service(None, ["port=0", "models=[synthetic]", "ray_address=local", "drain_s=2"])) as it:
+    config = load_service(None, OVERRIDES)
+    set_up(config.log)
+    async with Service(config) as it:
         print(it.address, flush=True)
         await it.until_stopped()
 
@@ -32,10 +38,18 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def served():
+def log(tmp_path):
+    """What the service writes to stderr."""
+    return tmp_path / "stderr"
+
+
+@pytest.fixture
+def served(log):
     """(process, its descendants, a stream that has had its first frames, stubs)."""
     without = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS")}
-    process = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True, env=without)
+    with log.open("w") as errors:
+        command = [sys.executable, "-c", SERVE]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=without)
     address = process.stdout.readline().strip()
     with grpc.insecure_channel(address) as channel:
         stubs = Stubs(channel)
@@ -97,3 +111,17 @@ def test_sigkill_of_the_whole_service_is_a_clear_error_and_leaves_nothing(served
     assert name == "UNAVAILABLE"
     assert line
     assert eventually(lambda: all_gone(family))
+
+
+def test_every_process_logs_in_one_form_what_its_lines_are_about(served, log):
+    def lines():
+        text = log.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    process, *_ = served
+    steps = eventually(lambda: [line for line in lines() if line["logger"] == "riverrun.actors.stage"], 60)
+    opened = next(line for line in lines() if "is open" in line["message"])
+    assert (opened["graph"], opened["epoch"], opened["pid"]) == ("synthetic", 1, process.pid)
+    assert all((line["session"], line["stage"]) == (opened["session"], "synthetic") for line in steps)
+    assert [line["seq"] for line in steps] == list(range(len(steps)))
+    assert {line["pid"] for line in steps}.isdisjoint({process.pid})
