@@ -39,7 +39,7 @@ demo: venv  ## a prompt becomes a video in out/, and changes half-way
 test: lint  ## lint, then every test that is not marked slow
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-long: venv  ## the tests marked slow: the same ones, longer; half an hour
+test-long: venv  ## the long forms, which are marked slow: 500 sessions ended in every way, and the like
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -s $(PYTEST_ARGS)
 
 # The root is the package, so mypy needs a folder in which it is called `riverrun`: a link outside the tree, since one
