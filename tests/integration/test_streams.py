@@ -60,9 +60,7 @@ def test_a_prompt_switch_gets_two_receipts_and_the_pixels_change_there(stubs, se
     stream.control(1, prompt="sand")
     stream.credit(8)
     messages: list[pb.ServerMessage] = []
-    while (
-        sum(m.frame.revision for m in messages) < 8
-    ):  # credit for a frame as one comes, to the eighth of the new prompt
+    while sum(m.frame.revision for m in messages) < 8:  # credit for one as one comes, to the eighth of the new prompt
         messages.append(stream.next())
         if messages[-1].WhichOneof("message") == "frame":
             stream.credit(1)
