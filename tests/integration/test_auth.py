@@ -165,6 +165,7 @@ def test_lists_and_counts_are_a_tenants_own(own, sessions):
     assert listed("bob") == {theirs.session_id}
     assert listed("root") == {ours.session_id, theirs.session_id}
     assert [own.stubs(who).status().sessions for who in ("ann", "bob", "cat", "root")] == [1, 1, 0, 2]
+    assert [bool(own.stubs(who).status().actors[0].pid) for who in ("ann", "root")] == [False, True]
 
 
 def test_a_client_id_is_of_its_tenant_alone(own, sessions):
