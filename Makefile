@@ -15,10 +15,10 @@ TORCH_WITHOUT_GPU := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format bench proto realsize clean
+.PHONY: help venv demo test test-long lint format bench proto realsize clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 venv: $(STAMP)  ## .venv with riverrun (editable) and its development tools
 
@@ -38,6 +38,9 @@ demo: venv  ## a prompt becomes a video in out/, and changes half-way
 
 test: lint  ## lint, then every test that is not marked slow
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-long: venv  ## the long forms, which are marked slow: 500 sessions ended in every way, and the like
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -s $(PYTEST_ARGS)
 
 # The root is the package, so mypy needs a folder in which it is called `riverrun`: a link outside the tree, since one
 # inside would make it walk in circles.

@@ -129,6 +129,8 @@ async def mapped(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         yield
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError:  # of a write: the client has left, so there is nobody to tell
+        raise grpc.aio.AbortError from None
     except Exception as error:  # noqa: BLE001 - the edge: every exception becomes a status here
         await abort(context, _first(error))
 

@@ -22,8 +22,9 @@ MAX_WAITING_BYTES = 256 << 20
 MAX_PTS = 1 << 48
 """Ticks: a hundred years, so that no sum of media times leaves the wire's 64 bits."""
 
-INLINE_BYTES = 1 << 18
-"""A raw frame up to this size is put together on the event loop; larger ones, and pictures, in the pool."""
+INLINE_PARTS = 4
+"""A raw frame of so many parts is put together on the event loop (a millisecond or less); larger ones, and pictures, in
+the pool."""
 
 
 class InputFeed:
@@ -81,7 +82,7 @@ class InputFeed:
 
     async def _joined(self, part: pb.FramePart) -> Joined | None:
         """Nobody else waits while a large frame is decoded."""
-        is_large = part.parts > 1 or part.codec != RAW or len(part.data) > INLINE_BYTES
+        is_large = part.parts > INLINE_PARTS or part.codec != RAW
         if not is_large or part.part + 1 < part.parts:
             return self._joiner.add(part)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._joiner.add, part)

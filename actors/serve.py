@@ -195,6 +195,8 @@ def ray_of(address: str) -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "namespace": NAMESPACE}
     if address == LOCAL:
+        # A stage actor has a thread a session, and glibc gives each a heap of its own, which it never gives back.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; nobody asked the user
         ray.init(
             address=LOCAL,

@@ -15,7 +15,6 @@ from concurrent.futures import Executor
 from typing import Any
 
 import grpc
-import numpy as np
 
 from riverrun.actors import principal
 from riverrun.actors.auth import caller, check_role
@@ -33,7 +32,7 @@ from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Kind, Unavailable, one_line
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
-from riverrun.protos.wire import CODECS, RAW, Header, check_codec, check_quality, split
+from riverrun.protos.wire import CODECS, RAW, Encoded, Header, check_codec, check_quality, encode
 
 OPEN_S = 10.0
 """A client says within so long what it wants."""
@@ -44,9 +43,6 @@ ends while it is still sending."""
 
 MAX_UNREAD = 1024
 """Receipts and events that may wait for a client which sends controls and reads nothing."""
-
-INLINE_BYTES = 1 << 18
-"""A raw frame up to this size is copied on the event loop: quicker than a thread switch."""
 
 _PIXELS = {Kind.FRAMES: ("uint8", (1, 1, 3))}  # what codecs ask about: dtype and shape of one frame
 _ROLES = {pb.ROLE_CONTROLLER: Role.CONTROLLER, pb.ROLE_VIEWER: Role.VIEWER}
@@ -230,15 +226,17 @@ class Connection:
             return
         await self._pace.take()
         begun = time.monotonic()
-        parts = await self._parts(item)
+        encoded = await self._encoded(item)
         made = time.monotonic()
-        for part in parts:
-            await self.send(pb.ServerMessage(frame=part))
+        for part in range(encoded.parts):
+            message = pb.ServerMessage()
+            encoded.write(part, message.frame)
+            await self.send(message)
         self._credits[item.port] -= 1
-        size, sent = sum(len(part.data) for part in parts), time.monotonic()
-        self._runner.observer.sent(item, _CODECS[parts[0].codec], size, made - begun, sent - made)
+        size, sent = len(encoded.data), time.monotonic()
+        self._runner.observer.sent(item, _CODECS[encoded.about.codec], size, made - begun, sent - made)
 
-    async def _parts(self, frame: Frame) -> list[pb.FramePart]:
+    async def _encoded(self, frame: Frame) -> Encoded:
         wish = self._wishes.get(frame.port, pb.PortWish(codec=RAW))
         header = Header(
             port=frame.port,
@@ -250,10 +248,10 @@ class Connection:
             revision=frame.revision,
         )
         codec = wish.codec or RAW
-        if codec == RAW and np.asarray(frame.array).nbytes <= INLINE_BYTES:
-            return split(frame.array, header, codec)
+        if codec == RAW:
+            return encode(frame.array, header, codec)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, split, frame.array, header, codec, wish.quality)
+        return await loop.run_in_executor(self._pool, encode, frame.array, header, codec, wish.quality)
 
     # ---- from the client ----
 

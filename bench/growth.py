@@ -59,8 +59,8 @@ class Growth:
     """One process: MiB after the warm-up and at the end (medians), and the change in percent.
 
     widest_percent: the change of that window whose median is farthest from the first. own_percent: at the end, without
-    shared pages (Ray's object store is mapped into every worker). ours: not one of Ray's. mib: of every sample, None
-    where it was not there.
+    shared pages (Ray's object store is mapped into every worker). ours: neither one of Ray's nor this benchmark, whose
+    lists of what it measured grow. mib: of every sample, None where it was not there.
     """
 
     process: str
@@ -74,7 +74,7 @@ class Growth:
 
 
 def growths(samples: Sequence[Sample], names: Mapping[int, str], plan: Plan) -> list[Growth]:
-    """For each process that was there after the warm-up and at the end; Ray's own last."""
+    """For each process that was there after the warm-up and at the end; ours first."""
     starts = [*range(plan.settled, plan.chunks - plan.window, plan.window), plan.chunks - plan.window]
     windows = [[s for s in samples if start <= s.chunk < start + plan.window] for start in starts]
     lasting = [pid for pid in names if pid in windows[-1][-1].memory and pid in windows[0][0].memory]
@@ -91,7 +91,7 @@ def _growth(pid: int, name: str, samples: Sequence[Sample], windows: Sequence[Se
     changes = [100 * (value / rss[0] - 1) for value in rss]
     return Growth(
         process=name,
-        ours=not name.startswith("ray "),
+        ours=not name.startswith(("ray ", "client")),
         settled_mib=rss[0] / 2**20,
         end_mib=rss[-1] / 2**20,
         percent=changes[-1],

@@ -43,7 +43,7 @@ def _memory(axis: Any, run: Mapping[str, Any]) -> None:
             axis.plot(chunks, mib, label=f"{growth['process']} {growth['percent']:+.2f} %")
         else:
             axis.plot(chunks, mib, color="0.75", linewidth=0.8, zorder=0)
-    axis.plot([], [], color="0.75", label="Ray's own processes")
+    axis.plot([], [], color="0.75", label="Ray's own processes, and the client")
     axis.axvline(settings["settled"], color="0.5", linestyle=":")
     axis.set(title=f"{settings['model']}: {settings['chunks']} chunks", ylabel="resident memory, MiB", ylim=0)
     axis.legend(fontsize="small", ncols=2, loc="upper right")

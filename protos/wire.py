@@ -79,10 +79,32 @@ def check_quality(quality: int) -> None:
         raise WireError(f"quality must be 1..100 (0 for {DEFAULT_QUALITY}), got {quality}")
 
 
-def split(
+@dataclass(frozen=True)
+class Encoded:
+    """One frame, ready to be sent in `parts` messages. data: its bytes, which may be the frame's own.
+
+    A part is written when its message is sent, into that message: building them all at once costs a frame of a megabyte
+    nine times as long (fresh memory for each, and a copy from message to message).
+    """
+
+    about: pb.FramePart
+    data: memoryview
+
+    @property
+    def parts(self) -> int:
+        return self.about.parts
+
+    def write(self, part: int, message: pb.FramePart) -> None:
+        """Makes an empty `message` part number `part`."""
+        message.CopyFrom(self.about)
+        message.part = part
+        message.data = bytes(self.data[part * MAX_PART_BYTES : (part + 1) * MAX_PART_BYTES])
+
+
+def encode(
     frame: np.ndarray, header: Header, codec: pb.Codec = RAW, quality: int = 0, layout: str | None = None
-) -> list[pb.FramePart]:
-    """The parts of one frame, in order; an empty array is one empty part.
+) -> Encoded:
+    """One frame as it is sent; an empty array is one empty part. A raw one is not copied yet.
 
     codec: RAW, JPEG or PNG (unspecified is RAW). quality: 1..100 for JPEG, 0 for the default of 90.
     layout: axis letters; by default HWC, HW or C by the number of axes. Raises WireError.
@@ -91,27 +113,33 @@ def split(
     layout = _default_layout(frame) if layout is None else layout
     if len(layout) != frame.ndim:
         raise WireError(f"layout {layout!r} names {len(layout)} axes, the frame has {frame.ndim}")
-    data = _encode(frame, codec, quality)
-    starts = range(0, max(1, len(data)), MAX_PART_BYTES)
-    return [
-        pb.FramePart(
-            port=header.port,
-            frame=header.frame,
-            chunk=header.chunk,
-            index_in_chunk=header.index_in_chunk,
-            pts=header.pts,
-            epoch=header.epoch,
-            revision=header.revision,
-            codec=codec or RAW,
-            dtype=frame.dtype.name,
-            shape=frame.shape,
-            layout=layout,
-            part=part,
-            parts=len(starts),
-            data=data[start : start + MAX_PART_BYTES],
-        )
-        for part, start in enumerate(starts)
-    ]
+    data = memoryview(_bytes_of(frame, codec, quality))
+    about = pb.FramePart(
+        port=header.port,
+        frame=header.frame,
+        chunk=header.chunk,
+        index_in_chunk=header.index_in_chunk,
+        pts=header.pts,
+        epoch=header.epoch,
+        revision=header.revision,
+        codec=codec or RAW,
+        dtype=frame.dtype.name,
+        shape=frame.shape,
+        layout=layout,
+        parts=max(1, math.ceil(len(data) / MAX_PART_BYTES)),
+    )
+    return Encoded(about, data)
+
+
+def split(
+    frame: np.ndarray, header: Header, codec: pb.Codec = RAW, quality: int = 0, layout: str | None = None
+) -> list[pb.FramePart]:
+    """The parts of one frame, in order; see `encode`."""
+    encoded = encode(frame, header, codec, quality, layout)
+    messages = [pb.FramePart() for _ in range(encoded.parts)]
+    for part, message in enumerate(messages):
+        encoded.write(part, message)
+    return messages
 
 
 class Joiner:
@@ -119,40 +147,44 @@ class Joiner:
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_frame_bytes = max_frame_bytes
-        self._parts: list[pb.FramePart] = []
+        self._first = pb.FramePart()
+        self._data: list[bytes] = []
 
     def add(self, part: pb.FramePart) -> Joined | None:
         """The frame that `part` completes, or None while parts are missing. Raises WireError and forgets the frame."""
+        data = part.data  # each look at it makes a copy
         try:
-            self._check(part)
-            self._parts.append(part)
+            self._check(part, len(data))
+            if not self._data:
+                self._first = part
+            self._data.append(data)
             if part.part + 1 < part.parts:
                 return None
-            joined = _join(self._parts)
+            joined = _join(self._first, self._data)
         except WireError:
-            self._parts = []
+            self._data = []
             raise
-        self._parts = []
+        self._data = []
         return joined
 
     def check_whole(self) -> None:
         """Raises WireError in the middle of a frame."""
-        if self._parts:
-            first = self._parts[0]
+        if self._data:
+            first = self._first
             raise WireError(
-                f"frame {first.frame} of port {first.port!r}: {len(self._parts)} of {first.parts} parts came; send all"
+                f"frame {first.frame} of port {first.port!r}: {len(self._data)} of {first.parts} parts came; send all"
             )
 
-    def _check(self, part: pb.FramePart) -> None:
+    def _check(self, part: pb.FramePart, size: int) -> None:
         where = f"frame {part.frame} of port {part.port!r}"
         if part.parts < 1:
             raise WireError(f"{where}: 0 parts, must be at least 1")
-        if len(part.data) > MAX_PART_BYTES:
-            raise WireError(f"{where}: a part of {len(part.data)} bytes, at most {MAX_PART_BYTES}")
-        if part.part != len(self._parts):
-            raise WireError(f"{where}: part {part.part} of {part.parts} came where part {len(self._parts)} was due")
-        if self._parts:
-            first = self._parts[0]
+        if size > MAX_PART_BYTES:
+            raise WireError(f"{where}: a part of {size} bytes, at most {MAX_PART_BYTES}")
+        if part.part != len(self._data):
+            raise WireError(f"{where}: part {part.part} of {part.parts} came where part {len(self._data)} was due")
+        if self._data:
+            first = self._first
             if _identity(part) != _identity(first):
                 raise WireError(f"{where}: came before frame {first.frame} of port {first.port!r} was complete")
             return
@@ -160,18 +192,17 @@ class Joiner:
             raise WireError(f"{where}: unknown dtype {part.dtype!r}; there are {', '.join(sorted(_DTYPES))}")
         if len(part.shape) > MAX_AXES:
             raise WireError(f"{where}: a shape of {len(part.shape)} axes, at most {MAX_AXES}")
-        size = math.prod(max(1, axis) for axis in part.shape) * np.dtype(part.dtype).itemsize  # empty ones too
-        if size > self._max_frame_bytes or part.parts > self._max_frame_bytes // MAX_PART_BYTES + 1:
+        whole = math.prod(max(1, axis) for axis in part.shape) * np.dtype(part.dtype).itemsize  # empty ones too
+        if whole > self._max_frame_bytes or part.parts > self._max_frame_bytes // MAX_PART_BYTES + 1:
             raise WireError(
-                f"{where}: {size} bytes, {part.parts} part(s); at most {self._max_frame_bytes} bytes a frame"
+                f"{where}: {whole} bytes, {part.parts} part(s); at most {self._max_frame_bytes} bytes a frame"
             )
         check_codec(part.codec, part.dtype, tuple(part.shape))
 
 
-def _join(parts: list[pb.FramePart]) -> Joined:
-    first = parts[0]
+def _join(first: pb.FramePart, parts: list[bytes]) -> Joined:
     where, shape = f"frame {first.frame} of port {first.port!r}", tuple(first.shape)
-    data = bytearray().join(part.data for part in parts)  # a bytearray, so that the array over it is writable
+    data = bytearray().join(parts)  # a bytearray, so that the array over it is writable
     if first.codec in (JPEG, PNG):
         array = _decode_picture(data, shape, where)
     elif len(data) != _nbytes(first):
@@ -190,9 +221,10 @@ def _join(parts: list[pb.FramePart]) -> Joined:
     return Joined(header, array, len(data))
 
 
-def _encode(frame: np.ndarray, codec: int, quality: int) -> bytes:
+def _bytes_of(frame: np.ndarray, codec: int, quality: int) -> bytes | np.ndarray:
+    """As bytes, or as an array of them that may be the frame's own."""
     if codec not in (JPEG, PNG):
-        return np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("<")).tobytes()
+        return np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
     check_quality(quality)
     if frame.size == 0:
         raise WireError(f"codec {_codec_name(codec)} carries no empty picture, got {list(frame.shape)}; use RAW")

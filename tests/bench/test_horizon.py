@@ -20,7 +20,7 @@ from riverrun.models.base import Control
 from riverrun.models.synthetic import Synthetic, frame_number
 
 MIB = 2**20
-NAMES = {10: "ray raylet", 20: "client", 30: "actor synthetic-0", 40: "actor of a later day"}
+NAMES = {10: "ray raylet", 20: "store", 30: "actor synthetic-0", 40: "actor of a later day"}
 EVEN = {"late": [2.0, 2.0, 2.0], "early": [2.0, 2.0, 2.0]}
 
 
@@ -53,7 +53,7 @@ def test_plan_of_a_judged_run(chunks: int, wanted: tuple[int, ...]) -> None:
 def test_growth_counts_from_the_warm_up_on(leak: int) -> None:
     plan = Plan.of(1000, 40)
     found = growths(samples(plan, leak), NAMES, plan)
-    assert [growth.process for growth in found] == ["client", "actor synthetic-0", "ray raylet"]
+    assert [growth.process for growth in found] == ["store", "actor synthetic-0", "ray raylet"]
     assert [growth.ours for growth in found] == [True, True, False]
     stage = found[1]
     settled = 400 * MIB + leak * 347.5  # the median of chunks 300, 305, …, 395
@@ -91,7 +91,7 @@ def test_holds_only_if_memory_keys_and_steps_do() -> None:
 def test_show_ends_with_the_verdict(chunks: int, leak: int, ending: str) -> None:
     plan = Plan.of(chunks, 40)
     text = show(figures(plan, samples(plan, leak)), plan)
-    assert "| client  " in text
+    assert "| store  " in text
     assert f"store keys after chunk {plan.settled}: 5 to 5" in text
     assert "ratio 1.000" in text
     assert text.endswith(ending)

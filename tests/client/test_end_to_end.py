@@ -66,7 +66,7 @@ async def _closed(server):
 
 
 @pytest.fixture(scope="module")
-def rr():
+def rr(ray_cluster):
     with riverrun.serve(overrides=["models=[synthetic]", "port=0", "drain_s=1"]) as client:
         yield client
 

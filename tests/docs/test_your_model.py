@@ -51,7 +51,7 @@ def test_a_restored_state_goes_on_equally(waves):
         assert one.pts == other.pts
 
 
-def test_the_page_works_as_it_stands(folder, monkeypatch, capsys):
+def test_the_page_works_as_it_stands(folder, ray_cluster, monkeypatch, capsys):
     with riverrun.serve("service.yaml", ["port=0", "drain_s=1"]) as rr:
         monkeypatch.setenv("RIVERRUN_ADDRESS", rr.address)
         exec(compile(PYTHON[1], "docs/your_model.md", "exec"), {})
@@ -64,7 +64,7 @@ def test_the_page_works_as_it_stands(folder, monkeypatch, capsys):
     assert (frames[0].array[:, 0, 0] != frames[1].array[:, 0, 0]).any()
 
 
-def test_the_command_line_works_as_the_page_says(folder):
+def test_the_command_line_works_as_the_page_says(folder, ray_cluster):
     from typer.testing import CliRunner
 
     from riverrun.client.cli import app

@@ -1,13 +1,8 @@
-"""Callers through the real port: tokens and certificates, roles, tenants that see nothing of each other, quotas."""
+"""Callers through the real port: tokens, roles, tenants that see nothing of each other, quotas; what no log says."""
 
 import asyncio
-import contextlib
-import hashlib
-import json
 import logging
 import os
-import socket
-import ssl
 import threading
 import time
 from pathlib import Path
@@ -22,71 +17,11 @@ import riverrun
 from riverrun.actors.auth import NEEDED
 from riverrun.actors.principal import Role
 from riverrun.actors.serve import Service
-from riverrun.client.types import Patience
 from riverrun.configs import load_service
 from riverrun.models.base import BadRequest
 from riverrun.protos import riverrun_pb2 as pb
-from riverrun.tests.certificates import Authority
 
-from .conftest import Running, Stubs, eventually
-
-TIMEOUT_S = 90
-PEOPLE = {
-    "ann": ("acme", "controller"),
-    "wall": ("acme", "viewer"),
-    "bob": ("bird", "controller"),
-    "cat": ("cats", "controller"),
-    "root": ("ops", "admin"),
-}
-TOKENS = {name: f"token-of-{name}-0123456789" for name in PEOPLE}
-ROWS = [
-    {"name": n, "tenant": t, "role": r, "token_sha256": hashlib.sha256(TOKENS[n].encode()).hexdigest()}
-    for n, (t, r) in PEOPLE.items()
-]
-QUOTAS = "auth.tenants={bird: {sessions: 2}, cats: {frames_per_s: 8}}"
-FRAMES = [pb.PortWish(port="frames", credits=500)]
-
-
-class Bearer:
-    """A channel whose calls carry a token: written here by hand, since the service must not lean on our client."""
-
-    def __init__(self, channel, token):
-        self._channel, self._metadata = channel, (("authorization", f"Bearer {token}"),) if token else ()
-
-    def __getattr__(self, kind):
-        def made(*about, **more):
-            call = getattr(self._channel, kind)(*about, **more)
-            return lambda request, timeout=TIMEOUT_S: call(request, timeout=timeout, metadata=self._metadata)
-
-        return made
-
-
-class Guarded:
-    """A service that asks for tokens. stubs: by the name of who calls, and by anything else as the token itself."""
-
-    def __init__(self, service, channel):
-        self.service, self.address, self.channel = service, service.address, channel
-
-    def stubs(self, who):
-        return Stubs(Bearer(self.channel, TOKENS.get(who, who)))
-
-    @contextlib.contextmanager
-    def client(self, who, **options):
-        with riverrun.connect(self.address, token=TOKENS.get(who, who), **options) as rr:
-            yield rr
-
-
-@contextlib.contextmanager
-def guarded(running, folder: Path, *overrides):
-    """A service beside the folder's own, on its store."""
-    (folder / "tokens.json").write_text(json.dumps(ROWS))
-    fixed = ["port=0", f"redis_url={running.service.store_url}", "drain_s=0.2", "models=[synthetic]"]
-    ours = [f"auth.tokens_file={folder}/tokens.json", f"jobs_dir={folder}/jobs", QUOTAS]
-    service = Running(load_service(None, [*fixed, *ours, *overrides]))
-    service.start()
-    with grpc.insecure_channel(service.service.address) as channel:
-        yield Guarded(service.service, channel)
-    service.stop()
+from .guarded import FRAMES, PEOPLE, ROWS, TIMEOUT_S, TOKENS, Bearer, guarded
 
 
 @pytest.fixture(scope="module")
@@ -110,22 +45,19 @@ def sessions(own):
 
 
 def every_method(session="none", job="none"):
-    """(name, call) of each method there is, its request naming this session or job where it names one.
-
-    call: given stubs' channel, the call to its end.
-    """
+    """(name, method, request, whether that names a session or job) of each method there is."""
+    given = {"session_id": session, "job_id": job}
     for service in pb.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
-            request = pb.ClientMessage if method.name == "Connect" else getattr(pb, method.input_type.name)
-            message = request()
-            fields = request.DESCRIPTOR.fields_by_name
-            names_one = [f for f in ("session_id", "job_id") if f in fields]
             if method.name == "Connect":
-                message, names_one = pb.ClientMessage(open=pb.Open(session_id=session, role=pb.ROLE_VIEWER)), ["open"]
-            for field in names_one:
-                if field != "open":
-                    setattr(message, field, session if field == "session_id" else job)
-            yield f"{service.name}/{method.name}", method, message, bool(names_one)
+                message = pb.ClientMessage(open=pb.Open(session_id=session, role=pb.ROLE_VIEWER))
+                yield f"{service.name}/{method.name}", method, message, True
+                continue
+            message = getattr(pb, method.input_type.name)()
+            named = [field for field in given if field in message.DESCRIPTOR.fields_by_name]
+            for field in named:
+                setattr(message, field, given[field])
+            yield f"{service.name}/{method.name}", method, message, bool(named)
 
 
 def called(channel, method, message):
@@ -233,6 +165,7 @@ def test_lists_and_counts_are_a_tenants_own(own, sessions):
     assert listed("bob") == {theirs.session_id}
     assert listed("root") == {ours.session_id, theirs.session_id}
     assert [own.stubs(who).status().sessions for who in ("ann", "bob", "cat", "root")] == [1, 1, 0, 2]
+    assert [bool(own.stubs(who).status().actors[0].pid) for who in ("ann", "root")] == [False, True]
 
 
 def test_a_client_id_is_of_its_tenant_alone(own, sessions):
@@ -336,102 +269,6 @@ def test_the_client_shows_its_token_on_every_way(own, tmp_path):
             riverrun.Denied, match=r"does not know you: the token is none of this service's.*RIVERRUN_TOKEN"
         ):
             rr.sessions()
-
-
-# ---- TLS ----
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pki")
-    authority = Authority(folder)
-    authority.sign("service")
-    return folder, authority
-
-
-@pytest.fixture(scope="module")
-def secured(running, tmp_path_factory, pki):
-    folder, authority = pki
-    files = [f"tls.cert={folder}/service.pem", f"tls.key={folder}/service.key", f"tls.client_ca={authority.path}"]
-    with guarded(running, tmp_path_factory.mktemp("secured"), "ray_address=local", *files) as service:
-        yield service
-
-
-def connected(secured, ca, signed=None, token="", **options):
-    own = (signed.cert, signed.key) if signed else ("", "")
-    tls = riverrun.Tls(ca, *own) if ca else False
-    patience = Patience(reconnect=TIMEOUT_S, first_wait=0.01, longest_wait=0.05)
-    return riverrun.connect(secured.address, patience, token=token, tls=tls)
-
-
-def test_a_certificate_says_who_calls(secured, pki):
-    _, authority = pki
-    ann = authority.sign("ann", "acme", "controller")
-    with connected(secured, authority.path, ann) as rr, rr.stream("synthetic", frames=4) as stream:
-        assert len(list(stream)) == 4
-    with (
-        connected(secured, authority.path, authority.sign("wall", "acme", "viewer")) as rr,
-        pytest.raises(riverrun.Denied, match="yours is viewer"),
-    ):
-        rr.stream("synthetic")
-    with connected(secured, authority.path, authority.sign("wall", "acme", "viewer"), TOKENS["bob"]) as rr:
-        assert rr.sessions() == []
-        assert rr.status().version
-    nobody = authority.sign("nobody")
-    with connected(secured, authority.path, nobody) as rr, pytest.raises(riverrun.Denied, match="must have one CN"):
-        rr.sessions()
-
-
-def test_who_shows_no_certificate_or_a_strangers_gets_one_line(secured, pki, tmp_path):
-    _, authority = pki
-    stranger = Authority(tmp_path, "stranger")
-    expired = authority.sign("late", "acme", "admin", days=-1)
-    wrong = [
-        (authority.path, None, TOKENS["root"]),
-        (authority.path, stranger.sign("eve", "acme", "admin"), ""),
-        (authority.path, expired, ""),
-        (stranger.path, authority.sign("ann", "acme", "controller"), ""),
-        (None, None, TOKENS["root"]),
-    ]
-    said = []
-    for ca, signed, token in wrong:
-        with connected(secured, ca, signed, token) as rr, pytest.raises(riverrun.Unavailable) as caught:
-            rr.sessions()
-        said.append(str(caught.value).replace(secured.address, "HERE"))
-    hung_up = "what answers at HERE hung up: it wants TLS, or a certificate that it knows (ca, cert, key)"
-    assert said[:3] == [hung_up] * 3
-    assert said[3] == "no TLS with the service at HERE: unable to get local issuer certificate"
-    assert said[4] == hung_up
-
-
-def test_a_renewed_certificate_is_shown_to_new_connections(secured, pki):
-    _, authority = pki
-    ann = authority.sign("ann", "acme", "controller")
-    port = int(secured.address.rpartition(":")[2])
-
-    def shown():
-        return shown_to_all(port, authority.path, ann)
-
-    before = shown()
-    with connected(secured, authority.path, ann) as rr, rr.stream("synthetic") as stream:
-        next(stream)
-        authority.sign("service")
-        assert eventually(lambda: shown() != before, TIMEOUT_S)
-        for _ in range(64):
-            next(stream)
-        assert stream.reconnects == 0
-
-
-def shown_to_all(port, ca, signed):
-    """The certificate that the service shows to a new connection."""
-    context = ssl.create_default_context(cafile=str(ca))
-    context.load_cert_chain(signed.cert, signed.key)
-    context.set_alpn_protocols(["h2"])
-    with (
-        socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as raw,
-        context.wrap_socket(raw, server_hostname="localhost") as wrapped,
-    ):
-        return wrapped.getpeercert(binary_form=True)
 
 
 # ---- what is not said ----
