@@ -20,10 +20,10 @@ from riverrun.actors.encoder import start_encoder
 from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import carried
 from riverrun.actors.logs import set_up
-from riverrun.actors.pool import MemberHealth, Place, Pool
+from riverrun.actors.pool import MemberHealth, Place, PlaceWish, Pool
 from riverrun.actors.stage_actor import start_stage
 from riverrun.configs import ModelConfig
-from riverrun.configs.telemetry import Telemetry
+from riverrun.configs.telemetry import ActorSetup
 from riverrun.graphs.graph import Graph
 from riverrun.models.base import BadRequest, ModelInfo
 
@@ -44,16 +44,16 @@ class Catalogue:
 
     models: Mapping[str, ModelConfig]
     graphs: Mapping[str, Graph]
-    telemetry: Telemetry
+    setup: ActorSetup
 
 
 class Controller:
     """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung."""
 
     def __init__(self, catalogue: Catalogue, step_timeout_s: float) -> None:
-        set_up(catalogue.telemetry.log)
+        set_up(catalogue.setup.telemetry.log)
         self._catalogue = catalogue
-        encoder, stage = (partial(start, catalogue.telemetry) for start in (start_encoder, start_stage))
+        encoder, stage = (partial(start, catalogue.setup) for start in (start_encoder, start_stage))
         models = catalogue.models.values()
         self._pools = {m.name: Pool(m, encoder if m.stage == "encoder" else stage) for m in models}
         self._step_timeout_s = step_timeout_s
@@ -72,6 +72,30 @@ class Controller:
     def place(self, models: Sequence[str]) -> list[Place]:
         """An actor for each stage's model. Raises BadRequest (no such model), NoRoom, Unavailable."""
         return [self._pool(model).place() for model in models]
+
+    @carried
+    @ray.method(concurrency_group="places")
+    def place_one(self, model: str, wish: PlaceWish) -> Place:
+        """An actor for one stage. Raises as `place`."""
+        return self._pool(model).place(wish)
+
+    @carried
+    @ray.method(concurrency_group="looks")
+    def find(self, model: str, actor: str, incarnation: str) -> Place | None:
+        """That very actor, if it lives."""
+        return self._pool(model).find(actor, incarnation)
+
+    @carried
+    @ray.method(concurrency_group="looks")
+    def cordon(self, target: str) -> list[str]:
+        """No session is placed on actor or node `target` any more; "" ends that. The actors it means. Raises BadRequest
+        for one that there is not."""
+        seen = [health for pool in self._pools.values() for health in pool.healths()]
+        meant = {h.actor for h in seen if target and target in (h.actor, h.health.node if h.health else "")}
+        if target and not meant:
+            there = ", ".join(sorted({h.actor for h in seen}))
+            raise BadRequest(f"no actor or node {target!r}; there are actors {there}")
+        return [name for pool in self._pools.values() for name in pool.cordon(meant)]
 
     @carried
     @ray.method(concurrency_group="places")

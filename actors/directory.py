@@ -10,9 +10,9 @@ import ray
 from riverrun.actors.controller import Catalogue
 from riverrun.actors.errors import NotFound
 from riverrun.actors.handles import RayEncoderHandle, RayStageHandle, ask
-from riverrun.actors.pool import MemberHealth, Place
+from riverrun.actors.pool import MemberHealth, Place, PlaceWish
 from riverrun.graphs.graph import Graph
-from riverrun.graphs.stage import EncoderHandle, StageHandle
+from riverrun.graphs.stage import EncoderHandle, Placer, StageHandle
 from riverrun.models.base import ModelInfo
 from riverrun.store.records import Placement
 
@@ -54,6 +54,14 @@ class Directory:
             fields={name: frozenset(param.name for param in p.info.params) for name, p in places.items()},
         )
 
+    def placer(self, graph: Graph) -> Placer:
+        """Finds actors for the stages of a session after it was opened."""
+        return SessionPlacer(self._controller, graph)
+
+    async def cordon(self, target: str) -> list[str]:
+        """See `Controller.cordon`."""
+        return await ask(self._controller.cordon.remote(target), CONTROLLER)
+
     async def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
         """By model name; None for models that are not running."""
         return await ask(self._controller.infos.remote(timeout_s), CONTROLLER)
@@ -74,6 +82,27 @@ class Directory:
                 place = await ask(self._controller.encoder.remote(stage.model), CONTROLLER)
                 found[stage.name] = RayEncoderHandle(place.handle, _who(place))
         return found
+
+
+class SessionPlacer:
+    """`Placer` over the controller."""
+
+    def __init__(self, controller: ray.actor.ActorHandle, graph: Graph) -> None:
+        self._controller, self._graph = controller, graph
+
+    async def find(self, stage: str, placement: Placement) -> StageHandle | None:
+        model = self._graph.stage(stage).model
+        call = self._controller.find.remote(model, placement.actor, placement.incarnation)
+        place = await ask(call, CONTROLLER)
+        return self._handle(place, stage) if place else None
+
+    async def place(self, stage: str, avoid: str = "", actor: str = "") -> tuple[StageHandle, Placement]:
+        model = self._graph.stage(stage).model
+        place = await ask(self._controller.place_one.remote(model, PlaceWish(avoid, actor)), CONTROLLER)
+        return self._handle(place, stage), Placement(place.actor, place.model, place.incarnation)
+
+    def _handle(self, place: Place, stage: str) -> StageHandle:
+        return RayStageHandle(place.handle, _who(place), stage, _fed_on(self._graph, stage))
 
 
 def _who(place: Place) -> str:

@@ -14,7 +14,7 @@ from riverrun.actors.health import StageHealth
 from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
 from riverrun.actors.logs import set_up
 from riverrun.configs import ModelConfig
-from riverrun.configs.telemetry import Telemetry
+from riverrun.configs.telemetry import ActorSetup
 from riverrun.models.base import BadRequest
 
 CACHE_BYTES = 256 << 20
@@ -60,8 +60,8 @@ class EmbeddingCache:
 class EncoderActor:
     """One process with the encoder's weights, loaded by `load`."""
 
-    def __init__(self, config: ModelConfig, incarnation: str, telemetry: Telemetry) -> None:
-        self._config, self._incarnation, self._telemetry = config, incarnation, telemetry
+    def __init__(self, config: ModelConfig, incarnation: str, setup: ActorSetup) -> None:
+        self._config, self._incarnation, self._setup = config, incarnation, setup
         self._node = ray.get_runtime_context().get_node_id()
         self._cache: EmbeddingCache
 
@@ -69,7 +69,7 @@ class EncoderActor:
     def load(self) -> None:
         """Loads the encoder. Raises BadRequest (the configuration)."""
         print_to_stderr()
-        set_up(self._telemetry.log)
+        set_up(self._setup.telemetry.log)
         set_threads(self._config.actor.threads)
         encoder = build(self._config)
         self._cache = EmbeddingCache(lambda text: np.asarray(encoder.encode([text])[0], np.float32))
@@ -89,6 +89,6 @@ class EncoderActor:
         )
 
 
-def start_encoder(telemetry: Telemetry, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
+def start_encoder(setup: ActorSetup, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
     """A new encoder actor, loading its weights."""
-    return start_actor(EncoderActor, {"encode": 4, "control": 2}, {"encode": "encode"}, telemetry, config, incarnation)
+    return start_actor(EncoderActor, {"encode": 4, "control": 2}, {"encode": "encode"}, setup, config, incarnation)

@@ -12,8 +12,21 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from riverrun.actors.line import Line
-from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
+from riverrun.graphs.stage import (
+    AttachReply,
+    Epoch,
+    OpenReply,
+    OpenRequest,
+    Packet,
+    RestoreReply,
+    RestoreRequest,
+    SaveOrder,
+    StageGone,
+    StepReply,
+    StepRequest,
+)
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
+from riverrun.store.checkpoints import Manifest
 
 
 async def ask(call: Awaitable[Any], who: str) -> Any:
@@ -68,7 +81,25 @@ class RayStageHandle:
         return await ask(self._actor.step.remote(named, self._by_reference), self._who)
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
-        return await ask(self._actor.attach.remote(self._key(session), epoch), self._who)
+        return await ask(self._actor.attach.remote(self._key(session), epoch, self._by_reference), self._who)
+
+    async def saved(self, session: str, epoch: Epoch, seq: int) -> Manifest:
+        return await ask(self._actor.saved.remote(self._key(session), epoch, seq), self._who)
+
+    async def save(self, session: str, epoch: Epoch, order: SaveOrder) -> Manifest:
+        return await ask(self._actor.save.remote(self._key(session), epoch, order), self._who)
+
+    async def export(self, session: str, epoch: Epoch) -> Packet:
+        return await ask(self._actor.export.remote(self._key(session), epoch), self._who)
+
+    async def prepare(self, request: RestoreRequest) -> None:
+        await ask(self._actor.prepare.remote(self._named(request)), self._who)
+
+    async def restore(self, request: RestoreRequest) -> RestoreReply:
+        return await ask(self._actor.restore.remote(self._named(request)), self._who)
+
+    def _named(self, request: RestoreRequest) -> RestoreRequest:
+        return replace(request, opening=replace(request.opening, session=self._key(request.opening.session)))
 
     async def close(self, session: str, epoch: Epoch) -> None:
         if self._line:

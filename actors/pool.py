@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import ray
@@ -17,7 +17,7 @@ from riverrun.actors.health import StageHealth
 from riverrun.actors.sessions import NoRoom
 from riverrun.cluster.placement import Load, least_loaded
 from riverrun.configs import ModelConfig
-from riverrun.models.base import ModelInfo, Unavailable
+from riverrun.models.base import BadRequest, ModelInfo, Unavailable
 
 log = logging.getLogger(__name__)
 START_S = 300.0
@@ -37,6 +37,17 @@ class Place:
     incarnation: str
     handle: ray.actor.ActorHandle
     info: ModelInfo | None
+
+
+@dataclass(frozen=True)
+class PlaceWish:
+    """Which actors will do. avoid: none of this incarnation. actor: only the one of this name ("": any)."""
+
+    avoid: str = ""
+    actor: str = ""
+
+
+ANYWHERE = PlaceWish()
 
 
 @dataclass
@@ -74,6 +85,7 @@ class Pool:
         self._start = start
         self._lock = threading.RLock()
         self._members: dict[str, Member] = {}
+        self._cordoned: set[str] = set()
         self._failure: tuple[float, Exception] | None = None
         self.is_used = False  # once used, its actors are kept running
 
@@ -94,19 +106,47 @@ class Pool:
                 if name not in self._members:
                     self._members[name] = self._start_one(name)
 
-    def place(self) -> Place:
-        """The actor with most room, started first if need be. Raises Unavailable, NoRoom."""
+    def place(self, wish: PlaceWish = ANYWHERE) -> Place:
+        """The actor with most room, started first if need be. Raises Unavailable, NoRoom, BadRequest (no such actor)."""
         for _ in range(3):  # an actor may turn out dead, and its replacement too
             self.fill()
             healths = {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}
-            loads = [_load(name, health) for name, (_, health) in healths.items()]
+            fit = {name: m for name, (m, _) in healths.items() if self._suits(m, wish)}
+            loads = [_load(name, healths[name][1]) for name in fit]
             if loads:
                 chosen = least_loaded(loads)
                 if chosen is None:
                     places = sum(load.max_sessions for load in loads)
                     raise NoRoom(f"all {places} places of model {self.config.name!r} are taken; one must end first")
-                return self._place(healths[chosen][0])
+                return self._place(fit[chosen])
+            if healths:
+                raise Unavailable(f"no other actor of model {self.config.name!r} runs; one may be starting")
         raise self._nobody()
+
+    def _suits(self, member: Member, wish: PlaceWish) -> bool:
+        if wish.actor and wish.actor not in (names := [f"{self.config.name}-{n}" for n in range(self._count)]):
+            raise BadRequest(f"model {self.config.name!r} has no actor {wish.actor!r}; there are {', '.join(names)}")
+        if member.name in self._cordoned and member.name != wish.actor:
+            return False
+        return member.incarnation != wish.avoid and wish.actor in ("", member.name)
+
+    @property
+    def _count(self) -> int:
+        return self.config.actor.count
+
+    def find(self, actor: str, incarnation: str) -> Place | None:
+        """That very actor, if it lives."""
+        with self._lock:
+            member = self._members.get(actor)
+        if member is None or member.incarnation != incarnation or not self._is_loaded(member):
+            return None
+        return self._place(member) if self._health(member) else None
+
+    def cordon(self, actors: Collection[str]) -> list[str]:
+        """No session is placed on these any more (empty: on all again); which of them are of this model."""
+        with self._lock:
+            self._cordoned = {name for name in self._members if name in actors}
+            return sorted(self._cordoned)
 
     def any(self) -> Place:
         """Any actor that is loaded, for what needs no place of its own."""

@@ -15,6 +15,7 @@ import secrets
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,16 @@ from riverrun.actors.live import LiveCollector
 from riverrun.actors.logs import pass_on
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.telemetry import Watch
+from riverrun.actors.vault import vault_of
 from riverrun.actors.tls import server_credentials
 from riverrun.actors.tracing import spans_to
 from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
-from riverrun.configs.telemetry import Telemetry
+from riverrun.configs.durability import CheckpointConfig
+from riverrun.configs.telemetry import ActorSetup, Telemetry
 from riverrun.graphs.graph import Graph, load_graph
 from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import BadRequest, Unavailable
+from riverrun.store.blobs import BlobStore
 from riverrun.store.embedded import EmbeddedServer
 from riverrun.store.sessions import SessionStore
 
@@ -107,18 +111,21 @@ class Service:
         cluster = config.ray_address or os.environ.get("RAY_ADDRESS", LOCAL)
         stack.enter_context(ray_of(cluster))
         pass_on(config.log)
-        telemetry = Telemetry(config.log, config.trace)
-        catalogue, is_shared = Catalogue(models, graphs, telemetry), cluster != LOCAL
+        kept = _kept(config, stack, is_cluster=cluster != LOCAL)
+        setup = ActorSetup(Telemetry(config.log, config.trace), kept)
+        catalogue, is_shared = Catalogue(models, graphs, setup), cluster != LOCAL
         controller, is_ours = controller_actor(catalogue, config.step_timeout_s, is_shared)
         if is_ours:
             stack.callback(ray.kill, controller)
-        directory = Directory(controller, await ask(controller.catalogue.remote(), "the controller"))
+        catalogue = await ask(controller.catalogue.remote(), "the controller")
+        directory = Directory(controller, catalogue)
+        vault = vault_of(catalogue.setup.checkpoints)
         name = secrets.token_hex(6)
         if spans := spans_to(config.trace, "gateway"):
             stack.push_async_callback(asyncio.to_thread, spans.close)
         metrics = None if config.metrics_port is None else Metrics()
         watch = Watch(metrics, spans, config.trace.every)
-        host = SessionHost(directory, store, SystemClock(), config, name, watch.observer)
+        host = SessionHost(directory, store, SystemClock(), config, name, watch.observer, vault)
         if metrics:
             serving = metrics.served(config.metrics_host, config.metrics_port or 0, LiveCollector(host, store.ping))
             self.metrics_address = stack.enter_context(serving)
@@ -174,6 +181,29 @@ def load_graphs(config: ServiceConfig, models: Mapping[str, ModelConfig]) -> dic
                 raise BadRequest(f"graph {graph.name!r}: no model {stage.model!r}; there are {', '.join(models)}")
         graphs[graph.name] = graph
     return graphs
+
+
+def _kept(config: ServiceConfig, stack: contextlib.ExitStack, is_cluster: bool) -> CheckpointConfig:
+    """Where checkpoints lie, said in full. Raises BadRequest where other nodes could not read them."""
+    wish = config.checkpoints
+    if not wish.chunks:
+        return replace(wish, uri="")
+    if wish.uri:
+        if is_cluster and _has_many_nodes() and not BlobStore(wish.uri, shared=wish.shared).is_shared:
+            raise BadRequest(
+                f"checkpoints.uri {wish.uri!r} is a folder of this node, and the cluster has others: name one that all"
+                " reach, or say checkpoints.shared=true if they see the same folder"
+            )
+        return wish
+    if is_cluster and _has_many_nodes():
+        raise BadRequest("checkpoints.uri must be set: the cluster has several nodes, and they must reach the same")
+    if config.data_dir:
+        return replace(wish, uri=str(Path(config.data_dir).expanduser() / "checkpoints"))
+    return replace(wish, uri=stack.enter_context(tempfile.TemporaryDirectory(prefix="riverrun-checkpoints-")))
+
+
+def _has_many_nodes() -> bool:
+    return sum(bool(node["Alive"]) for node in ray.nodes()) > 1
 
 
 @contextlib.contextmanager

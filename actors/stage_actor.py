@@ -15,30 +15,50 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from riverrun.actors.checkpoints import Checkpoints
 from riverrun.actors.health import StageHealth
 from riverrun.actors.line import LinePlace, LineServer
-from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
+from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor, weights_digest
 from riverrun.actors.logs import set_up
 from riverrun.actors.stage import StageWorker
 from riverrun.actors.tracing import spans_to
 from riverrun.configs import ModelConfig
-from riverrun.configs.telemetry import Telemetry
-from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StageGone, StepReply, StepRequest
-from riverrun.models.base import Chunk, ModelInfo, param_infos
+from riverrun.configs.telemetry import ActorSetup
+from riverrun.graphs.stage import (
+    AttachReply,
+    Epoch,
+    InputLost,
+    OpenReply,
+    OpenRequest,
+    Packet,
+    RestoreReply,
+    RestoreRequest,
+    SaveOrder,
+    StepReply,
+    StepRequest,
+)
+from riverrun.models.base import Chunk, ModelInfo, StreamModel, Unavailable, param_infos
+from riverrun.store.blobs import BlobStore
+from riverrun.store.checkpoints import Engine, Manifest
 
 BY_REFERENCE_BYTES = 1 << 20
 """Data for another stage goes through the object store from this size on; below, passing it inline is quicker (Ray
 2.60, one node: 2.6 against 4.7 ms at 1 kB, 6.6 against 6.4 at 1 MB, 18 against 11 at 19 MB)."""
 
 CONTROL_THREADS = 4
+BLOB_THREADS = 4
+"""For calls that wait for a State to be written, read or copied."""
+
+_WAITING = ("saved", "save", "export", "restore")
+PLACES = {"run": "compute", "step": "steps", **dict.fromkeys(_WAITING, "blobs")}
 _BLANKS = {"str": "?", "int": 1, "float": 1.0, "bool": False}  # for parameters without default, to describe a model
 
 
 class StageActor:
     """One process with one model's weights, loaded by `load`."""
 
-    def __init__(self, config: ModelConfig, incarnation: str, telemetry: Telemetry) -> None:
-        self._config, self._incarnation, self._telemetry = config, incarnation, telemetry
+    def __init__(self, config: ModelConfig, incarnation: str, setup: ActorSetup) -> None:
+        self._config, self._incarnation, self._setup = config, incarnation, setup
         self._node = ray.get_runtime_context().get_node_id()
         self._worker: StageWorker
 
@@ -47,16 +67,29 @@ class StageActor:
         """Loads the model and says what it is with default parameters. Raises BadRequest (the configuration)."""
         limits = self._config.actor
         print_to_stderr()
-        set_up(self._telemetry.log)
-        self._spans = spans_to(self._telemetry.trace, self._config.name)
+        set_up(self._setup.telemetry.log)
+        self._spans = spans_to(self._setup.telemetry.trace, self._config.name)
         set_threads(limits.threads)
         model = build(self._config)
-        self._worker = StageWorker(model, self._incarnation, limits.max_sessions, limits.max_bytes, limits.max_batch)
+        self._worker = StageWorker(
+            model,
+            self._incarnation,
+            limits.max_sessions,
+            limits.max_bytes,
+            limits.max_batch,
+            checkpoints=self._checkpoints(model),
+        )
         self._lines = LineServer(self._node, lambda request: self.step(request, frozenset()))
         params = param_infos(model.Params)
         blanks = {p.name: _BLANKS[p.type] for p in params if p.default is None and p.type in _BLANKS}
         self._worker.warm_up(blanks)
         return ModelInfo(self._config.name, self._config.stage, self._worker.describe(blanks), params)
+
+    def _checkpoints(self, model: StreamModel) -> Checkpoints:
+        where = self._setup.checkpoints
+        blobs = BlobStore(where.uri, shared=where.shared) if where.uri else None
+        engine = Engine(self._config.class_path, weights_digest(self._config), threads=self._config.actor.threads)
+        return Checkpoints(model, engine, blobs)
 
     def run(self) -> None:
         """The batch loop, to the end of the process."""
@@ -70,8 +103,7 @@ class StageActor:
         reply = self._worker.step(dataclasses.replace(request, inputs=inputs))
         if request.trace and self._spans:
             self._spans.note_step(request, reply, arrived_ns, self._incarnation)
-        chunks = tuple(_by_reference(c) if c.port in by_reference else c for c in reply.chunks)
-        return dataclasses.replace(reply, chunks=chunks)
+        return _lent(reply, by_reference)
 
     def line(self) -> LinePlace:
         """Where gateways of this machine reach `step` without Ray in between."""
@@ -82,8 +114,31 @@ class StageActor:
         return self._worker.open(request)
 
     @carried
-    def attach(self, session: str, epoch: Epoch) -> AttachReply:
-        return self._worker.attach(session, epoch)
+    def attach(self, session: str, epoch: Epoch, by_reference: frozenset[str]) -> AttachReply:
+        reply = self._worker.attach(session, epoch)
+        return dataclasses.replace(reply, kept=tuple(_lent(each, by_reference) for each in reply.kept))
+
+    @carried
+    def saved(self, session: str, epoch: Epoch, seq: int) -> Manifest:
+        return self._worker.saved(session, epoch, seq)
+
+    @carried
+    def save(self, session: str, epoch: Epoch, order: SaveOrder) -> Manifest:
+        return self._worker.save(session, epoch, order)
+
+    @carried
+    def export(self, session: str, epoch: Epoch) -> Packet:
+        """Its tensors stay in the object store, from where the other actor reads them."""
+        packet = self._worker.export(session, epoch)
+        return dataclasses.replace(packet, snapshot=ray.put(packet.snapshot))
+
+    @carried
+    def prepare(self, request: RestoreRequest) -> None:
+        self._worker.prepare(request)
+
+    @carried
+    def restore(self, request: RestoreRequest) -> RestoreReply:
+        return self._worker.restore(_fetched(request))
 
     @carried
     def close(self, session: str, epoch: Epoch) -> None:
@@ -96,10 +151,10 @@ class StageActor:
         self._worker.check()
 
 
-def start_stage(telemetry: Telemetry, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
+def start_stage(setup: ActorSetup, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
     """A new stage actor, loading its model; Ray starts it when there is room."""
-    groups = {"compute": 1, "steps": config.actor.max_sessions, "control": CONTROL_THREADS}
-    return start_actor(StageActor, groups, {"run": "compute", "step": "steps"}, telemetry, config, incarnation)
+    groups = {"compute": 1, "steps": config.actor.max_sessions, "blobs": BLOB_THREADS, "control": CONTROL_THREADS}
+    return start_actor(StageActor, groups, PLACES, setup, config, incarnation)
 
 
 def _with_data(chunk: Chunk) -> Chunk:
@@ -109,7 +164,25 @@ def _with_data(chunk: Chunk) -> Chunk:
     try:
         return dataclasses.replace(chunk, data=ray.get(chunk.data))
     except RayError as error:
-        raise StageGone(f"input {chunk.seq} of port {chunk.port!r} was lost with the actor that made it") from error
+        raise InputLost(f"input {chunk.seq} of port {chunk.port!r} was lost with the actor that made it") from error
+
+
+def _fetched(request: RestoreRequest) -> RestoreRequest:
+    """The request with the State that its packet refers to."""
+    source = request.source
+    if not isinstance(source, Packet) or not isinstance(source.snapshot, ray.ObjectRef):
+        return request
+    try:
+        snapshot = ray.get(source.snapshot)
+    except RayError as error:
+        raise Unavailable("the State was lost on its way: the actor it came from died") from error
+    return dataclasses.replace(request, source=dataclasses.replace(source, snapshot=snapshot))
+
+
+def _lent(reply: StepReply, by_reference: frozenset[str]) -> StepReply:
+    """The reply with large data for other stages as references."""
+    chunks = tuple(_by_reference(c) if c.port in by_reference else c for c in reply.chunks)
+    return dataclasses.replace(reply, chunks=chunks)
 
 
 def _by_reference(chunk: Chunk) -> Chunk:

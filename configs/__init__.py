@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from yaml import YAMLError
 
 from riverrun.configs.auth import AuthConfig, TlsConfig
+from riverrun.configs.durability import CheckpointConfig
 from riverrun.configs.telemetry import LogConfig, TraceConfig
 from riverrun.models.base import BadRequest
 from riverrun.protos import DEFAULT_PORT
@@ -90,8 +91,8 @@ class ServiceConfig:
     data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it, those of a
     tenant in its own folder there ("": anywhere, which is for an open service that only this machine reaches).
     metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
-    are kept; 0: any free one). log, trace: see `configs/telemetry.py`; what the service which starts a cluster's
-    controller says goes for its actors.
+    are kept; 0: any free one). log, trace: see `configs/telemetry.py`, checkpoints: `configs/durability.py`; what the
+    service which starts a cluster's controller says goes for its actors.
     """
 
     host: str = "127.0.0.1"
@@ -114,6 +115,7 @@ class ServiceConfig:
     metrics_port: int | None = None
     log: LogConfig = field(default_factory=LogConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from riverrun.configs.durability import CheckpointConfig
 from riverrun.models.base import BadRequest
 
 FORMATS = ("text", "json")
@@ -45,3 +46,11 @@ class Telemetry:
 
     log: LogConfig = field(default_factory=LogConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
+
+
+@dataclass(frozen=True)
+class ActorSetup:
+    """What the actors of a service are told when they start. checkpoints: where they lie; uri "": nowhere."""
+
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

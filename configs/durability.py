@@ -1,0 +1,45 @@
+"""How sessions outlive actors, gateways and nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from riverrun.models.base import BadRequest
+
+KINDS = ("exact", "recache")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of sessions.
+
+    uri: where they lie: a folder, or what pyarrow can open ("s3://bucket/folder"); "": a folder of the service's own
+    (below data_dir if that is set). shared: a folder that every node sees under this path (a network mount); more than
+    one node needs that, or a URI that all reach. kind: "exact", or "recache" where the model has it: smaller, and its
+    pixels differ after a restore. chunks: one is taken every so many steps; 0: none, and a session ends with its actor.
+    seconds: or after so many. inputs: or when a client's frames which are in none are so many. grace_s: one is deleted so
+    long after it was replaced. restores: at once, on one gateway. patience_s: for so long a place is looked for after a
+    fault; then the session is suspended. suspend_idle: a session left alone is suspended, not ended.
+    retention_s: a suspended session is kept so long.
+    """
+
+    uri: str = ""
+    shared: bool = False
+    kind: str = "exact"
+    chunks: int = 8
+    seconds: float = 10.0
+    inputs: int = 16
+    grace_s: float = 30.0
+    restores: int = 2
+    patience_s: float = 60.0
+    suspend_idle: bool = False
+    retention_s: float = 7 * 86_400.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadRequest(f"checkpoints.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.chunks < 0 or self.inputs < 1 or self.restores < 1:
+            raise BadRequest("checkpoints: chunks must not be negative, inputs and restores at least 1")
+        for name in ("seconds", "grace_s", "patience_s", "retention_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise BadRequest(f"checkpoints.{name} must be positive and finite, got {getattr(self, name)}")
