@@ -59,6 +59,7 @@ bench: venv  ## every benchmark, short; BENCH_ARGS= for the full length
 	$(BIN)/python -m riverrun.bench.horizon $(BENCH_ARGS)
 	$(BIN)/python -m riverrun.bench.adherence $(BENCH_ARGS)
 	$(BIN)/python -m riverrun.bench.cache $(BENCH_ARGS)
+	$(BIN)/python -m riverrun.bench.watching $(BENCH_ARGS)
 
 realsize: venv  ## random weights of the released shapes: predicted against measured bytes
 	$(BIN)/python -m riverrun.bench.realsize

@@ -130,9 +130,8 @@ class StageMetrics:
     def __init__(self, metrics: Metrics, graph: str, stage: str) -> None:
         parts = (metrics.chunk.labels(graph, stage, part) for part in PARTS)
         self.queue, self.compute, self.transport, self.fetch = parts
-        self.shared, self.chunks, self.frames = (
-            figure.labels(graph, stage) for figure in (metrics.shared, metrics.chunks, metrics.frames)
-        )
+        self.shared = metrics.shared.labels(graph, stage)
+        self.chunks, self.frames = (figure.labels(graph, stage) for figure in (metrics.chunks, metrics.frames))
 
     def add(self, reply: StepReply, call_s: float) -> None:
         """A step that took `call_s` from asking to answer."""

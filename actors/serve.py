@@ -129,7 +129,7 @@ class Service:
         if metrics:
             serving = metrics.served(config.metrics_host, config.metrics_port or 0, LiveCollector(host, store.ping))
             self.metrics_address = stack.enter_context(serving)
-        self._gateway = gateway = Gateway(host, directory, kind, metrics and metrics.count_call)
+        self._gateway = gateway = Gateway(host, directory, kind, metrics.count_call if metrics else None)
         await gateway.start(config.host, config.port)
         stack.push_async_callback(self._leave, gateway)
         self.address = gateway.address

@@ -53,7 +53,7 @@ class Spans:
     def note_step(self, request: StepRequest, reply: StepReply, arrived_ns: int, incarnation: str) -> None:
         """What a stage actor did with a request: it waited, then the model ran."""
         session, _, stage = request.session.partition("/")
-        about = {"session": session, "stage": stage, "seq": request.seq, "incarnation": incarnation}
+        about: dict[str, Any] = {"session": session, "stage": stage, "seq": request.seq, "incarnation": incarnation}
         began = arrived_ns + int(reply.wait_ms * 1e6)
         self.note("actor.queue", request.trace, began, reply.wait_ms / 1000, **about)
         ended = began + int(reply.compute_ms * 1e6)
@@ -108,7 +108,7 @@ class SessionTrace(Observer):
             if request.finish or not self._begins(stage, request.seq):
                 return request
             parent, self._wanted = self._wanted, ""
-        about = {"stage": stage, "seq": request.seq, "epoch": request.epoch.number, **self._about}
+        about: dict[str, Any] = {"stage": stage, "seq": request.seq, "epoch": request.epoch.number, **self._about}
         self._running[stage] = span = self._spans.begin("runner.step", parent, **about)
         return replace(request, trace=self._spans.traceparent(span))
 
@@ -124,13 +124,14 @@ class SessionTrace(Observer):
     def fetched(self, stage: str, chunk: Chunk, fetch_s: float) -> Chunk:
         if not chunk.trace:
             return chunk
-        about = {"stage": stage, "chunk": chunk.seq, **self._about}
+        about: dict[str, Any] = {"stage": stage, "chunk": chunk.seq, **self._about}
         return replace(chunk, trace=self._spans.note("runner.fetch", chunk.trace, time.time_ns(), fetch_s, **about))
 
     def sent(self, frame: Frame, codec: str, size: int, encode_s: float, send_s: float) -> None:
         if not frame.trace:
             return
-        now, about = time.time_ns(), {"port": frame.port, "frame": frame.number, **self._about}
+        now = time.time_ns()
+        about: dict[str, Any] = {"port": frame.port, "frame": frame.number, **self._about}
         self._spans.note("gateway.encode", frame.trace, now - int(send_s * 1e9), encode_s, codec=codec, **about)
         self._spans.note("gateway.send", frame.trace, now, send_s, bytes=size, **about)
 

@@ -1,6 +1,6 @@
 """What the service costs: a bare gRPC echo beside it, a bare model beside it, and the time to the first chunk.
 
-`python -m riverrun.bench.overhead [--quick] [--only trips,source,model,first] [--json FILE]`
+`python -m riverrun.bench.overhead [--quick] [--only trips,calls,source,model,first] [--json FILE]`
 
 This process is the client. The echo (`bench/echo.py`), the bare model (`bench/bare.py`) and the service
 (`bench/service.py`) each run as processes of their own. Two that are compared take turns, round by round, since the
@@ -40,7 +40,7 @@ inputs: {frames: synthetic.frames}
 outputs: {frames: synthetic.frames}
 """
 CASES = tuple(Case(*size, codec) for size in ((64, 64), (480, 832)) for codec in (RAW, JPEG))
-PARTS = ("trips", "source", "model", "first")
+PARTS = ("trips", "calls", "source", "model", "first")
 CHUNK_FRAMES = 12  # of a source: what the tiny LongLive and the released one make at a time
 MODEL, MODEL_GRAPH = "longlive-world", "generate"
 PROMPT, SEED = "a large red ball on green grass at noon", 7
@@ -98,6 +98,17 @@ def rates(bare: Sequence[float], service: Sequence[float]) -> dict[str, float]:
 def first_figures(took_ms: Sequence[float], chunk_ms: float) -> dict[str, float]:
     """Time to the first chunk, and its limit: 1.5 times one chunk's compute and 100 ms."""
     return {"first_ms": statistics.median(took_ms), "chunk_ms": chunk_ms, "limit_ms": 1.5 * chunk_ms + 100}
+
+
+def spans(trips: Sequence[dict[str, Any]], calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a trip's time goes: gRPC (the echo's), the call of the actor, the codec, and what is left: the gateway."""
+    called = {call["frame"]: call["ms"] for call in calls if call["way"] == "line"}
+    found = []
+    for trip in trips:
+        parts = {"grpc_ms": trip["echo_ms"], "call_ms": called[trip["case"].split()[0]], "codec_ms": trip["codec_ms"]}
+        rest = trip["service_ms"] - sum(parts.values())
+        found.append({"case": trip["case"], **parts, "gateway_ms": rest, "service_ms": trip["service_ms"]})
+    return found
 
 
 # ---- measuring ----
@@ -219,6 +230,11 @@ async def measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
                 figures.setdefault("trips", []).append(await measure_trips(service, echo, case, plan))
             if "source" in parts:
                 figures.setdefault("source", []).append(await measure_source(service, echo, case, plan))
+        if "calls" in parts:
+            with child("riverrun.bench.calls", "--json") as (_, answer):
+                figures["calls"] = json.loads(answer)
+        if "trips" in parts and "calls" in parts:
+            figures["spans"] = spans(figures["trips"], figures["calls"])
         if "first" in parts:
             made = measure_first(address, "synthetic", STEP_MS, plan, step_ms=STEP_MS)
             figures["first"] = [await made]
@@ -259,11 +275,21 @@ COLUMNS = {
         "echo ms": "echo_ms",
         "service ms": "service_ms",
         "added ms": "added_ms",
-        "of it codec": "codec_ms",
+        "codec ms": "codec_ms",
+        "added without": "added_net_ms",
         "added p99": "added_p99_ms",
         "echo frames/s": "bare_fps",
         "service frames/s": "service_fps",
         "ratio": "ratio",
+    },
+    "calls": {"one call of an actor": "frame", "over": "way", "ms": "ms", "best tenth ms": "best_ms"},
+    "spans": {
+        "a trip's time": "case",
+        "gRPC ms": "grpc_ms",
+        "actor call ms": "call_ms",
+        "codec ms": "codec_ms",
+        "gateway ms": "gateway_ms",
+        "service ms": "service_ms",
     },
     "source": {
         "from a source": "case",

@@ -114,7 +114,7 @@ class Turn:
 
 def compared(off: Sequence[Turn], on: Sequence[Turn], again: Sequence[Turn]) -> dict[str, float]:
     """Medians, and medians over the rounds of with metrics to without, and of without to itself."""
-    figures = {}
+    figures: dict[str, float] = {}
     for what in ("fps", "cpu_us"):
         a, b, c = ([getattr(turn, what) for turn in turns] for turns in (off, on, again))
         base = [(first + second) / 2 for first, second in zip(a, c, strict=True)]

@@ -8,7 +8,7 @@ the write that ends it; one whose gateway died stays until somebody asks for its
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from riverrun.store.records import SessionRecord
@@ -20,7 +20,7 @@ redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 return 1
 """
 PREFIX = "rr:tenant:"
-Read = Callable[[Sequence[str]], Awaitable[list[SessionRecord]]]
+Read = Callable[[list[str]], Awaitable[list[SessionRecord]]]
 
 
 def tenant_key(tenant: str) -> str:

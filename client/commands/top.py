@@ -87,7 +87,7 @@ def _actors(before: Look, now: Look) -> Table:
             continue
         sizes = (decimal(a.held_bytes), decimal(a.reserved_bytes))
         times = (_number(steps.get(a.incarnation)), f"{a.step_ms_p50:.1f}", f"{a.step_ms_p99:.1f}")
-        grid.add_row(a.actor, a.model, _places(a), *sizes, *times, f"{a.step_age_s:.1f}", str(a.pid))
+        grid.add_row(a.actor, a.model, _places(a), *sizes, *times, f"{a.step_age_s:.1f}", str(a.pid or "-"))
     return grid
 
 
