@@ -33,9 +33,7 @@ class Checkpoints:
     """Of one actor. blobs: where they lie; None: nowhere, so that States can move but not be saved. Any thread may call
     its methods; they are for a State that no step is using."""
 
-    def __init__(
-        self, model: StreamModel, engine: Engine, blobs: Vault | None, writer: Executor | None = None
-    ) -> None:
+    def __init__(self, model: StreamModel, engine: Engine, blobs: Vault | None, writer: Executor | None = None) -> None:
         """writer: where blobs are written; a thread of its own if not given."""
         self.engine = engine
         self._model, self._blobs = model, blobs

@@ -17,12 +17,17 @@ from riverrun.actors.errors import Denied, NotFound
 from riverrun.actors.principal import Principal
 from riverrun.actors.quota import Quotas
 from riverrun.actors.sessions import NoRoom
+from riverrun.actors.vault import Vault
 from riverrun.configs import ServiceConfig
+from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
+from riverrun.graphs.durability import Durability
+from riverrun.graphs.gate import Gate
 from riverrun.graphs.graph import Graph, route_params
 from riverrun.graphs.observer import SILENT, Observer
-from riverrun.graphs.runner import Runner, SessionEnded
-from riverrun.graphs.stage import BadRequest, StageHandle
+from riverrun.graphs.recovery import RecoveryConfig
+from riverrun.graphs.runner import RETRY_S, Runner, SessionEnded
+from riverrun.graphs.stage import BadRequest, EncoderHandle, StageHandle
 from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Corrupt, Unavailable
@@ -81,8 +86,12 @@ class SessionHost:
         config: ServiceConfig,
         name: str,
         observe: Observe = lambda graph, session: SILENT,
+        vault: Vault | None = None,
     ) -> None:
         self._observe = observe
+        self.vault = vault
+        self._gate = Gate(config.checkpoints.restores)
+        self._adopting: dict[str, asyncio.Lock] = {}
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
         self.closing = ""
         self.quotas = Quotas(config.auth, clock)
@@ -107,11 +116,86 @@ class SessionHost:
         token = secrets.token_urlsafe(24)
         record = self._record(graph, wish, placed, token)
         stages = {name: wrap(name, handle) if wrap else handle for name, handle in placed.stages.items()}
-        config = RunnerConfig(idle_timeout_s=self.config.idle_timeout_s)
         written = replace(record, version=1)  # as the store will have it
-        observer = self._observe(graph, record.id)
-        runner = Runner(written, graph, stages, placed.encoders, self.store, self.clock, config, observer)
+        runner = self._runner(written, graph, stages, placed.encoders)
         return await self._open(Hosted(runner, token), record)
+
+    def _runner(
+        self,
+        record: SessionRecord,
+        graph: Graph,
+        stages: Mapping[str, StageHandle],
+        encoders: Mapping[str, EncoderHandle],
+    ) -> Runner:
+        observer = self._observe(graph, record.id)
+        durable = Durability(self.directory.placer(graph), self.vault, self._gate) if self.vault else None
+        config = runner_config(self.config)
+        return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable)
+
+    async def adopt(self, session: str, token: str, received: Mapping[str, int] | None = None) -> Hosted:
+        """Goes on with a session that does not run here: it was suspended, or its gateway has died or is to lose it.
+
+        received: by graph output, frames that the client says it has. Raises NotFound, Denied (not its token),
+        SessionEnded, Unavailable (no room, or this service keeps no checkpoints), Conflict (another was quicker).
+        """
+        async with self._adopting.setdefault(session, asyncio.Lock()):
+            try:
+                return self._hosted.get(session) or await self._adopt(session, token, received or {})
+            finally:
+                self._adopting.pop(session, None)
+
+    async def _adopt(self, session: str, token: str, received: Mapping[str, int]) -> Hosted:
+        self._check_open()
+        record = await self.record(session)
+        check_token(record, token)
+        if record.state.ended:
+            raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+        if self.vault is None:
+            raise Unavailable(f"session {session} does not run here, and this service keeps no checkpoints")
+        graph = self.directory.graph(record.graph)
+        encoders = await self.directory.encoders(graph)
+        epoch = max(record.epoch, await self.vault.max_epoch(session)) + 1
+        taken = await self.store.take(session, record.version, epoch, secrets.token_hex(8))
+        hosted = Hosted(self._runner(replace(taken, gateway=self.name), graph, {}, encoders), token)
+        self._hosted[session] = hosted
+        try:
+            await hosted.runner.resume(received)
+            hosted.inputs = hosted.runner.taken_in()
+        except BaseException:
+            await hosted.runner.ended()
+            self._hosted.pop(session, None)
+            raise
+        finally:
+            hosted.opened.set()
+        log.info("session %s goes on here, epoch %d", session, epoch, extra=hosted.runner.record.about)
+        self._watch(session, hosted)
+        return hosted
+
+    async def suspend(self, session: str, reason: str) -> None:
+        """Puts a session away. One that is away already is no error. Raises as `live`, Unavailable (not saved)."""
+        if session not in self._hosted and (await self.record(session)).state is SessionState.SUSPENDED:
+            return
+        await (await self.live(session)).runner.suspend(reason)
+
+    async def migrate(self, session: str, stage: str, actor: str) -> None:
+        """Moves stages of a session: the one named, or all; to `actor`, or wherever there is room. Raises as `live`."""
+        runner = (await self.live(session)).runner
+        for name in [stage] if stage else list(runner.record.placement):
+            await runner.migrate(name, actor)
+
+    async def leave(self, actors: Collection[str], must: bool) -> None:
+        """Moves every session here away from these actors. must: time is up, what can't move is suspended."""
+        for session, hosted in list(self._hosted.items()):
+            runner = hosted.runner
+            there = [stage for stage, at in runner.record.placement.items() if at.actor in actors and runner.state.runs]
+            try:
+                for stage in there:
+                    await runner.migrate(stage)
+            except (BadRequest, Unavailable, Corrupt) as error:
+                log.warning("session %s could not be moved: %s", session, error, extra=runner.record.about)
+                if must and runner.state.runs:
+                    with contextlib.suppress(BadRequest, Unavailable, Corrupt):
+                        await runner.suspend("its actor is taken out of service", retry_s=RETRY_S)
 
     def count(self, who: Principal) -> int:
         """How many sessions that `who` may see run here."""
@@ -128,11 +212,13 @@ class SessionHost:
     async def live(self, session: str) -> Hosted:
         """The session. Raises NotFound, SessionEnded, Unavailable (it is another gateway's)."""
         hosted = self._hosted.get(session)
-        if hosted and not hosted.runner.state.ended:
+        if hosted and hosted.runner.state.runs:
             return hosted
         record = hosted.runner.record if hosted else await self.record(session)
         if record.state.ended:
             raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+        if record.state is SessionState.SUSPENDED:
+            raise SessionEnded(f"session {session} is suspended: {record.reason}; connect with its resume_token")
         if record.gateway == self.name:
             raise SessionEnded(f"session {session} has ended; the store was away, so why is not known")
         raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
@@ -161,8 +247,18 @@ class SessionHost:
         try:
             hosted = await self.live(session)
         except SessionEnded:
+            record = await self.record(session)
+            if not record.state.runs and not record.state.ended:
+                await self._discard(record, reason)
             return
         await hosted.runner.close(reason)
+
+    async def _discard(self, record: SessionRecord, reason: str) -> None:
+        """Ends a suspended session: its record says so, and what is kept for it is deleted."""
+        taken = await self.store.take(record.id, record.version, record.epoch + 1, secrets.token_hex(8))
+        await self.store.update(replace(taken, state=SessionState.CLOSED, reason=reason, manifests=()))
+        if self.vault:
+            await self.vault.forget(record.id)
 
     async def close_all(self, reason: str) -> None:
         """Ends every session and waits until all is freed; from now on none is opened. What the store has missed of
@@ -175,8 +271,7 @@ class SessionHost:
 
     def check_token(self, hosted: Hosted, token: str) -> None:
         """Raises Denied unless `token` is the session's resume token."""
-        if not hmac.compare_digest(token_digest(token), hosted.runner.record.token_digest):
-            raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
+        check_token(hosted.runner.record, token)
 
     def check(self) -> None:
         """Raises Corrupt if a session's books do not add up, or an opened one has nobody who forgets it at its end."""
@@ -212,10 +307,14 @@ class SessionHost:
         if stored.id != session:
             self._hosted.pop(session)
             return await self._repeated(stored)
+        self._watch(session, hosted)
+        log.info("session %s is open", session, extra=hosted.runner.record.about)
+        return hosted
+
+    def _watch(self, session: str, hosted: Hosted) -> None:
         task = asyncio.create_task(self._forget(session, hosted.runner))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return hosted
 
     async def _repeated(self, stored: SessionRecord) -> Hosted:
         hosted = self._hosted.get(stored.id)
@@ -228,7 +327,6 @@ class SessionHost:
 
     async def _forget(self, session: str, runner: Runner) -> None:
         record = await runner.ended()
-        log.info("session %s is open", session, extra=hosted.runner.record.about)
         log.info("session %s is %s: %s", session, record.state.value, record.reason, extra=record.about)
         self._hosted.pop(session, None)
         task = asyncio.create_task(runner.catch_up())
@@ -259,6 +357,24 @@ class SessionHost:
         )
 
 
+def runner_config(config: ServiceConfig) -> RunnerConfig:
+    """What the service's configuration means to its runners."""
+    keep = config.checkpoints
+    return RunnerConfig(
+        idle_timeout_s=config.idle_timeout_s,
+        cadence=Cadence(keep.chunks, keep.seconds, keep.inputs, keep.kind),
+        recovery=RecoveryConfig(patience_s=keep.patience_s),
+        grace_s=keep.grace_s,
+        suspend_idle=keep.suspend_idle,
+    )
+
+
+def check_token(record: SessionRecord, token: str) -> None:
+    """Raises Denied unless `token` is the session's resume token."""
+    if not hmac.compare_digest(token_digest(token), record.token_digest):
+        raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
+
+
 def no_session(session: str) -> NotFound:
     return NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
 
@@ -269,6 +385,8 @@ def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> Session
     It may call a session live whose gateway died, or could not tell the store of its end.
     """
     if record.state.ended or (record.gateway in alive and record.gateway != here):
+        return record
+    if record.state is SessionState.SUSPENDED:
         return record
     why = f"its gateway {record.gateway} is gone"
     if record.gateway == here:

@@ -107,7 +107,7 @@ class Pool:
                     self._members[name] = self._start_one(name)
 
     def place(self, wish: PlaceWish = ANYWHERE) -> Place:
-        """The actor with most room, started first if need be. Raises Unavailable, NoRoom, BadRequest (no such actor)."""
+        """The actor with most room, started first if need be. Raises Unavailable, NoRoom, BadRequest (none like it)."""
         for _ in range(3):  # an actor may turn out dead, and its replacement too
             self.fill()
             healths = {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}

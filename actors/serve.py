@@ -31,9 +31,9 @@ from riverrun.actors.live import LiveCollector
 from riverrun.actors.logs import pass_on
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.telemetry import Watch
-from riverrun.actors.vault import vault_of
 from riverrun.actors.tls import server_credentials
 from riverrun.actors.tracing import spans_to
+from riverrun.actors.vault import vault_of
 from riverrun.configs import FOLDER, ModelConfig, ServiceConfig, find, load_model
 from riverrun.configs.durability import CheckpointConfig
 from riverrun.configs.telemetry import ActorSetup, Telemetry
@@ -183,7 +183,7 @@ def load_graphs(config: ServiceConfig, models: Mapping[str, ModelConfig]) -> dic
     return graphs
 
 
-def _kept(config: ServiceConfig, stack: contextlib.ExitStack, is_cluster: bool) -> CheckpointConfig:
+def _kept(config: ServiceConfig, stack: contextlib.AsyncExitStack, is_cluster: bool) -> CheckpointConfig:
     """Where checkpoints lie, said in full. Raises BadRequest where other nodes could not read them."""
     wish = config.checkpoints
     if not wish.chunks:

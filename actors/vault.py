@@ -19,6 +19,9 @@ class Vault:
     async def manifests(self, session: str) -> Sequence[Manifest]:
         return await asyncio.to_thread(self.store.manifests, session)
 
+    async def max_epoch(self, session: str) -> int:
+        return await asyncio.to_thread(self.store.max_epoch, session)
+
     async def delete(self, manifest: Manifest) -> None:
         await asyncio.to_thread(self.store.delete, manifest)
 

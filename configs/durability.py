@@ -17,8 +17,8 @@ class CheckpointConfig:
     (below data_dir if that is set). shared: a folder that every node sees under this path (a network mount); more than
     one node needs that, or a URI that all reach. kind: "exact", or "recache" where the model has it: smaller, and its
     pixels differ after a restore. chunks: one is taken every so many steps; 0: none, and a session ends with its actor.
-    seconds: or after so many. inputs: or when a client's frames which are in none are so many. grace_s: one is deleted so
-    long after it was replaced. restores: at once, on one gateway. patience_s: for so long a place is looked for after a
+    seconds: or after so many. inputs: or when so many of a client's frames are in none. grace_s: one is deleted so long
+    after it was replaced. restores: at once, on one gateway. patience_s: for so long a place is looked for after a
     fault; then the session is suspended. suspend_idle: a session left alone is suspended, not ended.
     retention_s: a suspended session is kept so long.
     """

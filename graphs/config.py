@@ -14,7 +14,8 @@ class RunnerConfig:
     """edge_chunks: chunks that may lie on an interior edge, the one being worked on included (at least the producer's
     `max_chunks`). ring_frames: sent but unacked frames kept a port for a reconnect (at least the credits given).
     idle_timeout_s: for records that name none; 0: never. cadence, recovery: of sessions that outlive their actors.
-    grace_s: a checkpoint is deleted so long after it was replaced. Times are seconds of the clock.
+    grace_s: a checkpoint is deleted so long after it was replaced. suspend_idle: what is left alone is put away, not
+    ended. Times are seconds of the clock.
     """
 
     edge_chunks: int = 2
@@ -29,6 +30,7 @@ class RunnerConfig:
     cadence: Cadence = field(default_factory=Cadence)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     grace_s: float = 30.0
+    suspend_idle: bool = False
 
 
 DEFAULTS = RunnerConfig()

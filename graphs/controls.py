@@ -83,8 +83,8 @@ class ControlDesk:
             if line.kind == PAUSE:
                 await self._pause(line.value)
                 continue
-            due = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
-            if due := tuple(s for s in due if line.revision > seen[s]):
+            targets = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
+            if due := tuple(s for s in targets if line.revision > seen[s]):
                 self._receipts[line.revision] = []
                 self._pending[line.revision] = set(due)
                 self._encodings.put_nowait(_Arrival(control, line.stage, due))

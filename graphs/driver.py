@@ -162,11 +162,11 @@ class StageDriver:
         """Steps the stage until its input has ended and it is flushed, and makes again what is lost, until cancelled.
         Raises what the stage raised and could not be mended."""
         while True:
-            turn = await self.session.signal.until(lambda: self.fault or self.turn())
-            if isinstance(turn, Turn):
+            await self.session.signal.until(lambda: self.fault or self.turn())
+            if self.fault:
+                await self.session.bring_back(self, self.fault)
+            elif turn := self.turn():
                 await self._try(turn)
-            else:
-                await self.session.bring_back(self, turn)
 
     def turn(self) -> Turn | None:
         """What to do now; None: wait. What a step takes in depends on the edges and the last reply only."""

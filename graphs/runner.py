@@ -84,6 +84,7 @@ class Runner:
         self._stop: tuple[SessionState, str] | None = None
         self._fault: BaseException | None = None
         self._retry_s = 0.0
+        self._is_resumed = False
 
     # ---- what the gateway calls ----
 
@@ -117,6 +118,7 @@ class Runner:
         received: by graph output, frames that the client says it has. Raises Unavailable (no room, blobs away), Corrupt
         (what is needed is gone), Conflict; the session is left as it was then.
         """
+        self._is_resumed = True
         await self._start(partial(self._take_over, received or {}))
 
     async def _start(self, begin: Callable[[], Awaitable[Flow]]) -> None:
@@ -177,7 +179,10 @@ class Runner:
 
         Raises SessionEnded, Unavailable (it can't be saved now; it goes on then).
         """
-        flow = self._live()
+        await self._put_away(self._live(), reason, retry_s)
+        await self.ended()
+
+    async def _put_away(self, flow: Flow, reason: str, retry_s: float = 0.0) -> None:
         if flow.saver is None:
             raise BadRequest(f"session {self.record.id} can't be suspended: this service keeps no checkpoints")
         try:
@@ -188,7 +193,6 @@ class Runner:
             raise
         self._retry_s = retry_s
         self._end(SessionState.SUSPENDED, reason)
-        await self.ended()
 
     async def migrate(self, stage: str, actor: str = "") -> Placement:
         """Moves one stage to `actor`, or to any other than it is on. Raises as `migration.migrate`, SessionEnded."""
@@ -375,6 +379,9 @@ class Runner:
         if isinstance(error, NoPlace):
             self._retry_s = RETRY_S
             return SessionState.SUSPENDED, one_line(str(error))
+        if self._is_resumed and self._flow is None and isinstance(error, Unavailable):
+            self._retry_s = RETRY_S
+            return SessionState.SUSPENDED, one_line(str(error))
         if isinstance(error, BadRequest | Unavailable | Corrupt):
             return SessionState.FAILED, one_line(str(error))
         log.error("session %s: internal error", self.record.id, exc_info=error, extra=self.record.about)
@@ -428,8 +435,16 @@ class Runner:
             quiet = flow.audience.quiet_s if left_alone else 0.0
             if quiet >= limit:
                 what = "nobody was connected" if flow.audience.empty else "no frame was taken"
-                self._end(SessionState.CLOSED, f"idle: {what} for {limit:g} s")
+                await self._leave_idle(flow, f"idle: {what} for {limit:g} s")
             await self._clock.sleep(max(limit - quiet, limit / 100))
+
+    async def _leave_idle(self, flow: Flow, reason: str) -> None:
+        if self._config.suspend_idle and flow.saver:
+            try:
+                return await self._put_away(flow, reason)
+            except Unavailable as error:
+                log.warning("session %s could not be put away: %s", self.record.id, error, extra=self.record.about)
+        self._end(SessionState.CLOSED, reason)
 
     async def _commit_often(self) -> None:
         """Writes the record when the state changes, and every few seconds."""

@@ -128,7 +128,7 @@ class Saver:
 
     def forget(self) -> None:
         """Lets go of everything that no replay needs: consumers first, as what they need decides about the others."""
-        for name in reversed(self.drivers):
+        for name in reversed(list(self.drivers)):
             driver, book = self.drivers[name], self.book(name)
             floor = book.floor(driver.acked)
             for port, edge in driver.inputs.items():

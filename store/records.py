@@ -122,9 +122,9 @@ class SessionRecord:
 
     params: per stage, after `route_params`. version: rises by one with each write (0: never written).
     epoch, nonce: the fencing token of the runner in charge. placement, steps: per stage; steps is the next step number.
-    consumed, forgotten: chunks taken, and those of them that nobody keeps any more, per "stage.port". ports: per graph output. folded: controls in force that the bounded log
-    no longer holds. lead_s: media it may be ahead of its controller (0: no limit). manifests: checkpoints, in short.
-    token_digest: sha256 of the resume token, hex.
+    consumed, forgotten: chunks taken, and those of them that nobody keeps any more, per "stage.port". ports: per graph
+    output. folded: controls in force that the bounded log no longer holds. lead_s: media it may be ahead of its
+    controller (0: no limit). manifests: checkpoints, in short. token_digest: sha256 of the resume token, hex.
     """
 
     id: str
