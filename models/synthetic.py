@@ -28,7 +28,7 @@ from riverrun.models.base import (
     Snapshot,
     StreamModel,
 )
-from riverrun.models.state import Waiting, frames_of, reading
+from riverrun.models.state import Waiting, check_kind, frames_of, reading
 
 SNAPSHOT_VERSION = 1
 _SIDE = range(1, 4097)
@@ -106,7 +106,8 @@ class SyntheticState:
     def nbytes(self) -> int:
         return int(self.buffer.nbytes) + sum(int(w.pixels.nbytes) for w in self.waiting)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, kind: str = "exact") -> Snapshot:
+        check_kind(kind)
         meta = {
             "version": SNAPSHOT_VERSION,
             "seed": self.seed,

@@ -50,6 +50,9 @@ class Ca2VDM(ClipStage):
     def most_given(self) -> int:
         return self.options.past
 
+    def kept_frames(self) -> int:
+        return 2 * self.options.past
+
     def _fitted(self, config: STDiTConfig) -> STDiTConfig:
         if config.position == "absolute":
             raise BadRequest("absolute positions end the stream; this stage wants cyclic ones or rope")

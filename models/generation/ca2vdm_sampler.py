@@ -29,11 +29,13 @@ Predict = Callable[[Tensor, int], Tensor]
 @dataclass
 class ClipStream:
     """One session's latent side. text: one entry a guidance row, empty for a model without text. guidance: its scale,
-    used where there are two rows."""
+    used where there are two rows. past: the newest `keep` frames as they were written [C, T, h, w], None before."""
 
     caches: FrameCaches
     text: tuple[TextEntry, ...] = field(default=())
     guidance: float = 1.0
+    past: Tensor | None = None
+    keep: int = 0
 
 
 class ChunkSampler:
@@ -80,6 +82,29 @@ class ChunkSampler:
             if noise is None:
                 raise ValueError("written frames are perturbed: noise is needed")
             z = self.diffusion.q_sample(z, self.perturb, noise)
+        self._append(streams, z)
+        for stream, frames in zip(streams, z, strict=True):
+            if stream.keep:
+                known = [frames] if stream.past is None else [stream.past, frames]
+                stream.past = torch.cat(known, dim=1)[:, -stream.keep :].clone()
+
+    def rewrite(self, stream: ClipStream, chunk: int) -> None:
+        """Fills the empty caches of a stream from its past, `chunk` frames at a time as they were written.
+
+        The older frames only warm up: what the oldest of them attended to is gone, so keys come near what they were,
+        and equal it while the past reaches back to the stream's beginning and the caption is the same.
+        """
+        caches, past = stream.caches, stream.past
+        if past is None:
+            return
+        written, frames = caches.frames, past.shape[1]
+        # Under RoPE only distances count, and keys are numbered from the oldest there is: as in a stream's beginning.
+        caches.frames = caches.temporal.cursor = 0 if self.model.config.position == "rope" else written - frames
+        for piece in torch.split(past, [frames % chunk] * bool(frames % chunk) + [chunk] * (frames // chunk), dim=1):
+            self._append([stream], piece[None])
+        caches.frames = caches.temporal.cursor = written
+
+    def _append(self, streams: Sequence[ClipStream], z: Tensor) -> None:
         self._call(streams, z.repeat_interleave(_guidance_rows(streams), dim=0), 0, clean=True)
 
     def _call(self, streams: Sequence[ClipStream], rows: Tensor, t: int, clean: bool) -> Tensor:

@@ -7,6 +7,7 @@ which isn't part of this package: encode and decode beside the stream.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from riverrun.models.generation.ca2vdm_memory import FrameCaches
 from riverrun.models.generation.ca2vdm_net import CausalSTDiT2, STDiTConfig
 from riverrun.models.generation.ca2vdm_sampler import ChunkSampler, ClipStream, Method
 from riverrun.models.generation.ca2vdm_sizes import clip_session
-from riverrun.models.generation.ca2vdm_state import SNAPSHOT_VERSION, ClipParams, ClipState
+from riverrun.models.generation.ca2vdm_state import KINDS, SNAPSHOT_VERSION, ClipParams, ClipState
 from riverrun.models.generation.iddpm import IDDPM
 from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors, unpack_control
@@ -119,6 +120,10 @@ class ClipStage(StreamModel):
     def most_given(self) -> int:
         """First frames a stream may be given."""
 
+    @abstractmethod
+    def kept_frames(self) -> int:
+        """Latent frames a session keeps, from which its caches can be computed again."""
+
     def _fitted(self, config: STDiTConfig) -> STDiTConfig:
         """The network's form under these options. Raises BadRequest where they can't go together."""
         if config.causality == "full":
@@ -141,7 +146,7 @@ class ClipStage(StreamModel):
     def open(self, params: ClipParams, seed: int) -> ClipState:
         with room(self.device):
             caches = FrameCaches.empty(self.config, self.policy(), self._guidance_rows(params), self.dtype, self.device)
-        return ClipState(params, seed, ClipStream(caches, guidance=params.guidance))
+        return ClipState(params, seed, ClipStream(caches, guidance=params.guidance, keep=self.kept_frames()))
 
     def push(self, state: ClipState, chunk: Chunk) -> None:
         """The stream's first frames, float [T, C, h, w]; once, before anything is generated."""
@@ -185,16 +190,24 @@ class ClipStage(StreamModel):
             latents = self.sampler.chunk([state.stream for state in states], lambda index: self._noise(states, index))
             return [[self._emit(state, z)] for state, z in zip(states, latents, strict=True)]
 
+    def snapshot_kinds(self) -> tuple[str, ...]:
+        return KINDS
+
+    @torch.no_grad()
     def restore(self, params: ClipParams, snapshot: Snapshot) -> ClipState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
             state = self.open(params, meta["counters"]["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+        if snapshot.kind == "recache":
+            self.sampler.rewrite(state.stream, self.options.chunk)
         return state
 
     def _fill(self, state: ClipState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-        for cache in state.stream.caches.all():
+        for cache in state.stream.caches.all() if meta["caches"] else ():
             cache.restore(meta["caches"][cache.spec.name], below(tensors, f"{cache.spec.name}/"))
         state.stream.caches.frames = meta["written"]
+        if "past" in tensors:
+            state.stream.past = tensors["past"].to(self.device)
         for name in ("given", "embedding"):
             if name in tensors:
                 setattr(state, name, tensors[name].to(self.device))
@@ -257,4 +270,7 @@ class ClipStage(StreamModel):
 
     def _session_bytes(self, guidance_rows: int) -> int:
         """Of a State between steps, from shapes alone."""
-        return sum(clip_session(self.config, self.dtype.itemsize, self.policy().capacity, guidance_rows).values())
+        parts = clip_session(self.config, self.dtype.itemsize, self.policy().capacity, guidance_rows)
+        return (
+            sum(parts.values()) + self.kept_frames() * self.config.in_channels * math.prod(self.config.latent_size) * 4
+        )

@@ -10,9 +10,10 @@ from torch import Tensor
 from riverrun.models.base import BadRequest, Control, Snapshot
 from riverrun.models.generation.ca2vdm_sampler import ClipStream
 from riverrun.models.snapshot import pack_control, to_arrays
-from riverrun.models.state import Rewindable, refuse_snapshot
+from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
+KINDS = ("exact", "recache")
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,31 @@ class ClipState(Rewindable):
 
     @property
     def nbytes(self) -> int:
-        kept = sum(tensor.nbytes for tensor in (self.given, self.embedding, self.tail) if tensor is not None)
+        kept = sum(
+            tensor.nbytes for tensor in (self.given, self.embedding, self.tail, self.stream.past) if tensor is not None
+        )
         return self.stream.caches.nbytes + kept + sum(entry.nbytes for entry in self.stream.text)
 
-    def snapshot(self) -> Snapshot:
-        """Exact: both caches in physical order, frames and prompts that wait, the caption, the noise's tail, counters.
+    def snapshot(self, kind: str = "exact") -> Snapshot:
+        """Exact: both caches in physical order, the past's latents, frames and prompts that wait, the caption, the
+        noise's tail, counters. Recache: without the caches, which are computed from the latents.
 
         Raises Corrupt for a session that failed.
         """
         refuse_snapshot(self)
+        check_kind(kind, KINDS)
         caches: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
-        for cache in self.stream.caches.all():
+        for cache in self.stream.caches.all() if kind == "exact" else ():
             name = cache.spec.name
             caches[name], packed = cache.snapshot()
             tensors |= {f"{name}/{part}": tensor for part, tensor in packed.items()}
-        for name in ("given", "embedding", "tail"):
-            if (tensor := getattr(self, name)) is not None:
+        for owner, name in ((self, "given"), (self, "embedding"), (self, "tail"), (self.stream, "past")):
+            if (tensor := getattr(owner, name)) is not None:
                 tensors[name] = tensor
         pending, embedding = pack_control(self.pending)
         tensors |= embedding
         arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
         meta = {"version": SNAPSHOT_VERSION, "caches": caches, "dtypes": dtypes, "counters": counters}
-        return Snapshot(meta | {"written": self.stream.caches.frames, "pending": pending}, arrays)
+        return Snapshot(meta | {"written": self.stream.caches.frames, "pending": pending}, arrays, kind)

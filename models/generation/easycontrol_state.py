@@ -14,7 +14,7 @@ from torch import Tensor
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
 from riverrun.models.generation.easycontrol_conditions import TOKEN, ConditionEntry
 from riverrun.models.snapshot import pack_control, to_arrays
-from riverrun.models.state import Rewindable, Waiting
+from riverrun.models.state import Rewindable, Waiting, check_kind
 
 SNAPSHOT_VERSION = 1
 
@@ -111,12 +111,13 @@ class EasyControlState(Rewindable):
         text = 0 if self.embedding is None else self.embedding.nbytes
         return text + sum(p.nbytes for p in pictures) + sum(held.entry.nbytes for held in self.entries.values())
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, kind: str = "exact") -> Snapshot:
         """Exact: prompt, pictures and counters, from which the conditions' keys are built again bit for bit.
 
         Of the entries only the content keys go with it: one pass over a picture costs less than moving what it gives
         (684 MiB at the released size).
         """
+        check_kind(kind)
         tensors = {f"subject/{port}": torch.from_numpy(image) for port, image in self.subjects.items()}
         for port, queue in self.waiting.items():
             tensors |= {f"waiting/{port}/{i}": torch.from_numpy(w.pixels) for i, w in enumerate(queue)}

@@ -64,6 +64,10 @@ class ViDGPT(ClipStage):
         options = self.options
         return options.frames - options.chunk if options.window is None else options.window
 
+    def kept_frames(self) -> int:
+        options = self.options
+        return options.frames if options.window is None else 2 * options.window
+
     def push(self, state: ClipState, chunk: Chunk) -> None:
         super().push(state, chunk)
         if state.given is not None and (problem := self._too_long(state.params, len(state.given))):

@@ -13,7 +13,7 @@ from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import Fit
 from riverrun.models.snapshot import to_arrays
-from riverrun.models.state import Waiting, refuse_snapshot
+from riverrun.models.state import Waiting, check_kind, refuse_snapshot
 
 SNAPSHOT_VERSION = 1
 
@@ -76,10 +76,11 @@ class InfiniteVGGTState:
         held = 0 if self.stream is None else self.stream.nbytes
         return held + sum(int(frame.pixels.nbytes) for frame in self.waiting)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, kind: str = "exact") -> Snapshot:
         """Exact: both caches' slots in their order, scores, frames that wait, counters. Raises Corrupt for a session
         that failed."""
         refuse_snapshot(self)
+        check_kind(kind)
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "seed": self.seed, "frames": self.frames}
         meta["size"] = None if self.size is None else list(self.size)
         meta["waiting"] = [[w.pts, w.ticks, w.revision] for w in self.waiting]

@@ -181,6 +181,13 @@ class InfVSR(StreamModel):
             chunks += self.step([state])[0]
         return chunks
 
+    def decisions(self, state: InfVSRState) -> Any:
+        """Cuts found and references taken, where scenes are looked for; see `SceneSplitter`."""
+        return state.splitter.decisions()
+
+    def force(self, state: InfVSRState, decisions: Any) -> None:
+        state.splitter.force(decisions)
+
     # -- parts of a step -------------------------------------------------------------------------------------
 
     def restored(self, states: Sequence[InfVSRState], chunks: Sequence[SceneChunk]) -> list[Chunk]:

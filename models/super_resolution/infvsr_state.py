@@ -13,7 +13,7 @@ from riverrun.kernels.histories import Histories
 from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.snapshot import to_arrays
-from riverrun.models.state import Rewindable, refuse_snapshot
+from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP, Scene
 from riverrun.models.super_resolution.scenes import SceneSplitter
 
@@ -96,12 +96,13 @@ class InfVSRState(Rewindable):
         histories = sum(memory.nbytes for memory in self.histories.values())
         return self.splitter.nbytes + cache + histories + self.context.nbytes + self.text.nbytes
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, kind: str = "exact") -> Snapshot:
         """Exact: waiting frames and detector, cache slots in physical order, histories, context, counters.
 
         Raises Corrupt for a session that failed.
         """
         refuse_snapshot(self)
+        check_kind(kind)
         waiting, frames = self.splitter.snapshot()
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "splitter": waiting, "scene": None}
         tensors = {f"splitter/{name}": torch.from_numpy(array) for name, array in frames.items()}
@@ -113,7 +114,7 @@ class InfVSRState(Rewindable):
 
     def _scene(self, scene: Scene) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         cache_meta, cache = scene.cache.snapshot()
-        meta = {"cache": cache_meta, "start": scene.start, "sizes": scene.sizes, "size": list(self.size)}
+        meta = {"cache": cache_meta, "start": scene.start, "sizes": list(scene.sizes), "size": list(self.size)}
         tensors = {"context": self.context} | {f"cache/{name}": tensor for name, tensor in cache.items()}
         tiles = {}
         for tile, memory in self.histories.items():

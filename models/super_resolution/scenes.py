@@ -99,7 +99,8 @@ class SceneSplitter:
 
     State: frames that wait (at most 26 once all chunks were taken), `start` (number of the first of them), `seen`
     (frames ever added), `cuts` ahead, `settled` (no cut will be found before this frame), the filter, the shape of the
-    newest frame, and the HSV of the newest and of the reference frame.
+    newest frame, and the HSV of the newest and of the reference frame. taken: whether the newest chunk began a scene,
+    and took a reference; forced: `decisions` to follow.
     """
 
     scene_threshold: float | None = 27.0
@@ -115,6 +116,8 @@ class SceneSplitter:
     last: np.ndarray | None = None
     reference: np.ndarray | None = None
     reference_at: int = 0
+    taken: tuple[bool, bool] = (False, False)
+    forced: dict[str, Any] | None = None
 
     def add(self, frame: Waiting) -> float:
         """Takes the next frame and returns how much it differs from the one before (0 for a first one).
@@ -122,23 +125,25 @@ class SceneSplitter:
         A frame of another size begins a new scene.
         """
         score = 0.0
-        if self.shape not in (None, frame.pixels.shape):
+        if self.forced is None and self.shape not in (None, frame.pixels.shape):
             self.cut()
         self.shape = frame.pixels.shape
         if self.scene_threshold is not None:
             now = hsv(frame.pixels)
-            if self.last is not None:
+            if self.last is not None and self.last.shape == now.shape:
                 score = difference(now, self.last)
-            found = self.filter.cut(self.seen, score >= self.scene_threshold)
+            found = None if self.forced else self.filter.cut(self.seen, score >= self.scene_threshold)
             if found is not None:
                 self.cuts.append(found)
             self.last = now
         self.waiting.append(frame)
         self.seen += 1
+        self._obey()
         return score
 
     def cut(self) -> None:
         """The next frame to be added begins a new scene; all before it are let go. Also how a stream is flushed."""
+        self.forced = None
         if self.settled != self.seen:
             self.cuts.append(self.seen)
         self.settled = self.seen
@@ -151,6 +156,9 @@ class SceneSplitter:
     @property
     def due(self) -> int:
         """Frames of the next chunk; 0 while it isn't known yet."""
+        if self.forced is not None:
+            count = self.forced["start"] - self.start
+            return count if count <= len(self.waiting) else 0
         delay = MIN_SCENE if self.scene_threshold is not None else 0
         known = max(self.seen - delay, self.settled)
         cut = next((at for at in self.cuts if at > self.start), None)
@@ -167,18 +175,43 @@ class SceneSplitter:
         if self.cuts and self.cuts[0] == self.start:
             self.cuts.popleft()
         frames = tuple(self.waiting.popleft() for _ in range(count))
-        is_new = is_new_scene or self._is_stale(frames[0].pixels)
+        is_new = self.forced["taken"][1] if self.forced else is_new_scene or self._is_stale(frames[0].pixels)
         if is_new:
             self.reference_at = self.start
             self.reference = None if self.scene_threshold is None else hsv(frames[0].pixels)
         self.start += count
-        self.begins = False
+        self.begins, self.taken = False, (is_new_scene, is_new)
+        self._obey()
         return SceneChunk(frames, is_new_scene, is_new)
 
     @property
     def at_scene(self) -> bool:
         """Whether the next chunk begins a scene."""
+        if self.forced is not None:
+            return bool(self.forced["taken"][0])
         return self.begins or bool(self.cuts and self.cuts[0] == self.start)
+
+    # -- replay ----------------------------------------------------------------------------------------------
+
+    def decisions(self) -> dict[str, Any] | None:
+        """What was decided by the frames' values so far, JSON-able; None where no scene is looked for."""
+        if self.scene_threshold is None:
+            return None
+        decided = {"cuts": list(self.cuts), "filter": asdict(self.filter), "taken": list(self.taken)}
+        return decided | {name: getattr(self, name) for name in ("seen", "start", "settled")}
+
+    def force(self, decisions: dict[str, Any]) -> None:
+        """The frames added next and the chunk taken then lead to `decisions`, whatever the frames show."""
+        self.forced = decisions
+        self._obey()
+
+    def _obey(self) -> None:
+        """Takes over what is forced, once all frames it speaks of were added and taken."""
+        forced = self.forced
+        if forced is None or self.seen < forced["seen"] or self.start < forced["start"]:
+            return
+        self.cuts, self.filter, self.settled = deque(forced["cuts"]), CutFilter(**forced["filter"]), forced["settled"]
+        self.forced = None
 
     def _size(self) -> int:
         return FIRST if self.at_scene else NEXT

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -74,6 +75,16 @@ class TextStream:
     def settle(self) -> None:
         """Takes rows that are no part of the text out of the cache."""
         self.cache.truncate(min(self.cache.cursor, len(self.ids) - self.decoder.lag))
+
+    def overrule(self, start: int, tokens: Sequence[int]) -> None:
+        """Puts `tokens` in the place of the text's tokens from `start` on; what the strategy had drafted is void."""
+        found = self.ids[start:]
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(found, tokens, strict=False)))
+        self.cache.truncate(min(self.cache.cursor, start + same))
+        del self.ids[start:]
+        self.work = self.decoder.open()
+        self.extend(tokens)
+        self.settle()
 
     def cut(self, length: int) -> None:
         """Ends the text after so many tokens of it, if it is longer."""

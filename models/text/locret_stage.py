@@ -59,6 +59,10 @@ class LocretModel(LanguageModel):
             raise Corrupt(f"{len(broken)} session(s) failed in an earlier step; restore a snapshot")
         return super().step(states)
 
+    def snapshot_kinds(self) -> tuple[str, ...]:
+        """Which rows were kept follows from rows that are gone."""
+        return ("exact",)
+
     def _load(self, weights: str, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> RetainingLM:
         return load_retaining(weights, self.heads, config, dtype=dtype, device=device)
 

@@ -10,6 +10,7 @@ Meta's licence.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,9 +34,9 @@ from riverrun.models.base import (
 )
 from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_arrays, to_tensors
-from riverrun.models.state import Rewindable, reading
+from riverrun.models.state import Rewindable, check_kind, reading
 from riverrun.models.text.causal_lm import CausalLM
-from riverrun.models.text.decoding import TextStream, cache_bytes, decode, text_cache
+from riverrun.models.text.decoding import TextStream, cache_bytes, decode, fill, text_cache
 from riverrun.models.text.lm_weights import load_lm, read_config, stop_ids
 from riverrun.models.text.sampling import SeededChance
 from riverrun.models.text.strategies import TextParams, strategy
@@ -48,7 +49,11 @@ CAPACITY = 4096
 
 @dataclass
 class TextState(Rewindable):
-    """One session. waiting: prompts not begun yet, oldest first. emitted: tokens sent. revision: the last control's."""
+    """One session.
+
+    waiting: prompts not begun yet, oldest first. emitted: tokens sent. revision: the last control's. decided: what the
+    last step decided; forced: what the next one must. kinds: of snapshots it can give.
+    """
 
     params: TextParams
     seed: int
@@ -56,6 +61,9 @@ class TextState(Rewindable):
     waiting: list[list[int]] = field(default_factory=list)
     emitted: int = 0
     revision: int = 0
+    decided: dict[str, Any] | None = None
+    forced: dict[str, Any] | None = None
+    kinds: tuple[str, ...] = ("exact",)
 
     @property
     def nbytes(self) -> int:
@@ -66,17 +74,20 @@ class TextState(Rewindable):
         """Of the text and of the prompts that wait."""
         return len(self.stream.ids) + sum(len(prompt) for prompt in self.waiting)
 
-    def snapshot(self) -> Snapshot:
-        """Exact: the cache's slots, ids, the strategy's drafts, draws made, prompts that wait.
+    def snapshot(self, kind: str = "exact") -> Snapshot:
+        """Exact: the cache's slots, ids, the strategy's drafts, draws made, prompts that wait. Recache: without the
+        cache; keys follow from the ids.
 
         Raises Corrupt for a session whose cache a failed step has left half-written.
         """
+        check_kind(kind, self.kinds)
         stream = self.stream
         try:
-            cache_meta, cache = stream.cache.snapshot()
+            cache_meta, cache = stream.cache.snapshot() if kind == "exact" else stream.cache.snapshot_head(0)
         except CachePoisoned as error:
             raise Corrupt("the session failed in a step; only an earlier snapshot can be restored") from error
-        tensors = {f"cache/{name}": tensor for name, tensor in cache.items()} | {"ids": torch.tensor(stream.ids)}
+        tensors = {"ids": torch.tensor(stream.ids, dtype=torch.int64)}
+        tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
         arrays, dtypes = to_arrays(tensors)
         meta = {
             "version": SNAPSHOT_VERSION,
@@ -86,9 +97,9 @@ class TextState(Rewindable):
             "stream": {"turn": stream.turn, "is_ended": stream.is_ended},
             "drawn": stream.chance.drawn,
             "seed": self.seed,
-            "state": {"waiting": self.waiting, "emitted": self.emitted, "revision": self.revision},
+            "state": {"waiting": list(self.waiting), "emitted": self.emitted, "revision": self.revision},
         }
-        return Snapshot(meta, arrays)
+        return Snapshot(meta, arrays, kind)
 
 
 class LanguageModel(StreamModel):
@@ -142,7 +153,7 @@ class LanguageModel(StreamModel):
         with room(self.model.device):
             cache = self._cache(decoder.reach)
         stream = TextStream(cache, SeededChance(seed), decoder, [], decoder.open(), is_ended=True)
-        return TextState(params, seed, stream)
+        return TextState(params, seed, stream, kinds=self.snapshot_kinds())
 
     def push(self, state: TextState, chunk: Chunk) -> None:
         if chunk.port != "prompt":
@@ -170,25 +181,38 @@ class LanguageModel(StreamModel):
             if state.stream.is_ended and state.waiting:
                 self._begin(state.stream, state.waiting.pop(0))
         tokens = self._go_on([state.stream for state in states])
-        return [self._emit(state, len(new)) for state, new in zip(states, tokens, strict=True)]
+        return [self._emit(state, self._settled(state, len(new))) for state, new in zip(states, tokens, strict=True)]
+
+    def snapshot_kinds(self) -> tuple[str, ...]:
+        return ("exact", "recache")
+
+    def decisions(self, state: TextState) -> dict[str, Any] | None:
+        """{"ids": the tokens that were added, "drawn": random draws made since the beginning}."""
+        return state.decided
+
+    def force(self, state: TextState, decisions: dict[str, Any] | None) -> None:
+        state.forced = decisions
 
     def restore(self, params: TextParams, snapshot: Snapshot) -> TextState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
             state = self.open(params, meta["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], self.model.device))
+        if snapshot.kind == "recache":
+            state.stream.cache.cursor = 0
+            fill(self.model, [state.stream])
         return state
 
     def _fill(self, state: TextState, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         stream = state.stream
         stream.cache.restore(meta["cache"], below(tensors, "cache/"))
         try:
-            stream.work = type(stream.work)(**meta["work"])
+            stream.work = type(stream.work)(**copy.deepcopy(meta["work"]))  # two States may be made of one snapshot
         except TypeError as error:
             raise ValueError("its drafts are another strategy's") from error
         stream.ids, stream.chance.drawn = tensors["ids"].tolist(), meta["drawn"]
         for owner, values in ((stream, meta["stream"]), (state, meta["state"])):
             for name, value in values.items():
-                setattr(owner, name, value)
+                setattr(owner, name, copy.copy(value))
 
     # -- what a model with another memory does otherwise (Locret) --------------------------------------------
 
@@ -211,6 +235,18 @@ class LanguageModel(StreamModel):
     def _go_on(self, streams: list[TextStream]) -> list[list[int]]:
         """One step of every stream; the new tokens of each."""
         return decode(self.model, streams)
+
+    def _settled(self, state: TextState, new: int) -> int:
+        """How many tokens the step added, once those it was told to add are in the place of those it chose."""
+        stream, forced, start = state.stream, state.forced, len(state.stream.ids) - new
+        if forced is not None:
+            if stream.ids[start:] != forced["ids"]:
+                stream.overrule(start, forced["ids"])
+                fill(self.model, [stream])
+            stream.chance.drawn = forced["drawn"]
+        state.decided = {"ids": stream.ids[start:], "drawn": stream.chance.drawn}
+        state.forced = None
+        return len(stream.ids) - start
 
     # -- parts -----------------------------------------------------------------------------------------------
 
