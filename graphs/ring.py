@@ -89,7 +89,7 @@ class OutputRing:
         self._fetch = fetch
         self._spawn = spawn
         self._signal = signal
-        self._closed = False
+        self.is_closed = False
 
     def __len__(self) -> int:
         """Chunks that are kept here."""
@@ -122,7 +122,7 @@ class OutputRing:
 
     def load(self, slot: Slot) -> None:
         """Starts fetching a chunk's array, once."""
-        if not slot.loading and not self._closed:
+        if not slot.loading and not self.is_closed:
             slot.loading = True
             self._spawn(self._load(slot))
 
@@ -206,7 +206,13 @@ class OutputRing:
 
     def close(self) -> None:
         """Loads nothing more; what is loaded stays readable."""
-        self._closed = True
+        self.is_closed = True
+
+    def clear(self) -> None:
+        """Frees all that lies here, once nobody reads it any more."""
+        while self._slots:
+            self._slots.popleft().release()
+        self.lossless = False
 
     def check(self) -> None:
         """Counts add up: slots join without gaps up to `next_frame`, and nothing unsent was dropped."""
