@@ -32,10 +32,11 @@ def look(at, actors=(), sessions=()):
 
 def shown(before, now, monkeypatch, terminal=False):
     """The lines of a screen, each split into its words."""
-    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
+    written = io.StringIO()
+    console = Console(file=written, width=200, force_terminal=terminal, color_system=None)
     monkeypatch.setattr(command, "out", console)
     console.print(screen(before, now, "here:1"))
-    return [line.split() for line in console.file.getvalue().splitlines()]
+    return [line.split() for line in written.getvalue().splitlines()]
 
 
 def row(lines, first):
@@ -84,13 +85,14 @@ def test_a_terminal_gets_short_ids(monkeypatch):
 
 def test_a_terminal_is_refreshed_until_ctrl_c(monkeypatch):
     looks = iter([look(float(n), sessions=[session(frames_delivered=16 * n)]) for n in range(3)])
-    console = Console(file=io.StringIO(), width=150, height=20, force_terminal=True, color_system=None)
+    written = io.StringIO()
+    console = Console(file=written, width=150, height=20, force_terminal=True, color_system=None)
     monkeypatch.setattr(command, "out", console)
     monkeypatch.setattr(command, "client", lambda address: FakeClient())
     monkeypatch.setattr(command, "look", lambda rr: next(looks, None) or ctrl_c())
     with pytest.raises(KeyboardInterrupt):
         command.top(None, interval=0.0, once=False)
-    assert console.file.getvalue().count("16.0 frames/s") == 2
+    assert written.getvalue().count("16.0 frames/s") == 2
 
 
 class FakeClient:
