@@ -256,7 +256,8 @@ class StageDriver:
 
     def check(self) -> None:
         """Raises Corrupt unless the replies asked to be kept are those whose chunks lie on an edge or in a ring."""
-        behind = [*self.outputs.values(), *self.rings.values()]
-        lying, kept = sum(len(each) for places in behind for each in places), sum(self._kept.values())
+        queued = sum(len(queue) for queues in self.outputs.values() for queue in queues)
+        lying = queued + sum(len(ring) for rings in self.rings.values() for ring in rings)
+        kept = sum(self._kept.values())
         if lying != kept or not all(0 <= seq < self.next_seq for seq in self._kept):
             raise Corrupt(f"stage {self.name!r}: {kept} chunks of its replies are kept, {lying} lie behind it")
