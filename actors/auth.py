@@ -34,6 +34,7 @@ NEEDED: Mapping[str, Role] = {
     **dict.fromkeys(("Jobs/Get", "Jobs/List", "Jobs/Watch"), Role.VIEWER),
     **dict.fromkeys(("Cluster/Status", "Cluster/ListModels", "Cluster/ListGraphs"), Role.VIEWER),
     **dict.fromkeys(("Sessions/Create", "Sessions/Close", "Jobs/Submit", "Jobs/Cancel"), Role.CONTROLLER),
+    **dict.fromkeys(("Sessions/Suspend", "Sessions/Resume"), Role.CONTROLLER),
 }
 """By service and method; to connect as a stream's controller takes Role.CONTROLLER too (`actors/streams.py`)."""
 

@@ -47,12 +47,21 @@ class Catalogue:
     setup: ActorSetup
 
 
+@dataclass(frozen=True)
+class Cordon:
+    """Actors that sessions leave. until: seconds since 1970; what has not moved by then is suspended."""
+
+    actors: frozenset[str] = frozenset()
+    until: float = 0.0
+
+
 class Controller:
     """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung."""
 
     def __init__(self, catalogue: Catalogue, step_timeout_s: float) -> None:
         set_up(catalogue.setup.telemetry.log)
         self._catalogue = catalogue
+        self._cordon = Cordon()
         encoder, stage = (partial(start, catalogue.setup) for start in (start_encoder, start_stage))
         models = catalogue.models.values()
         self._pools = {m.name: Pool(m, encoder if m.stage == "encoder" else stage) for m in models}
@@ -87,15 +96,21 @@ class Controller:
 
     @carried
     @ray.method(concurrency_group="looks")
-    def cordon(self, target: str) -> list[str]:
-        """No session is placed on actor or node `target` any more; "" ends that. The actors it means. Raises BadRequest
-        for one that there is not."""
+    def cordon(self, target: str, seconds: float) -> list[str]:
+        """No session is placed on actor or node `target` any more, and those there leave within `seconds`; "" ends
+        that. The actors it means. Raises BadRequest for one that there is not."""
         seen = [health for pool in self._pools.values() for health in pool.healths()]
         meant = {h.actor for h in seen if target and target in (h.actor, h.health.node if h.health else "")}
         if target and not meant:
             there = ", ".join(sorted({h.actor for h in seen}))
             raise BadRequest(f"no actor or node {target!r}; there are actors {there}")
+        self._cordon = Cordon(frozenset(meant), time.time() + seconds)
         return [name for pool in self._pools.values() for name in pool.cordon(meant)]
+
+    @ray.method(concurrency_group="looks")
+    def cordoned(self) -> Cordon:
+        """What is to be left, and until when."""
+        return self._cordon
 
     @carried
     @ray.method(concurrency_group="places")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import ray
 
-from riverrun.actors.controller import Catalogue
+from riverrun.actors.controller import Catalogue, Cordon
 from riverrun.actors.errors import NotFound
 from riverrun.actors.handles import RayEncoderHandle, RayStageHandle, ask
 from riverrun.actors.pool import MemberHealth, Place, PlaceWish
@@ -17,6 +19,7 @@ from riverrun.models.base import ModelInfo
 from riverrun.store.records import Placement
 
 CONTROLLER = "the controller"
+LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,23 @@ class Directory:
         """Finds actors for the stages of a session after it was opened."""
         return SessionPlacer(self._controller, graph)
 
-    async def cordon(self, target: str) -> list[str]:
+    async def cordon(self, target: str, seconds: float) -> list[str]:
         """See `Controller.cordon`."""
-        return await ask(self._controller.cordon.remote(target), CONTROLLER)
+        return await ask(self._controller.cordon.remote(target, seconds), CONTROLLER)
+
+    async def cordoned(self) -> Cordon:
+        """Actors that sessions are to leave."""
+        return await ask(self._controller.cordoned.remote(), CONTROLLER)
+
+    async def emptied(self, actors: Collection[str], seconds: float) -> int:
+        """Returns when no session is on these actors, or after `seconds`; how many are left."""
+        until = time.monotonic() + seconds
+        while True:
+            seen = [each.health for each in await self.actors() if each.actor in actors and each.health]
+            left = sum(health.sessions for health in seen)
+            if not left or time.monotonic() >= until:
+                return left
+            await asyncio.sleep(LOOK_S)
 
     async def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
         """By model name; None for models that are not running."""

@@ -132,15 +132,21 @@ class SessionHost:
         config = runner_config(self.config)
         return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable)
 
-    async def adopt(self, session: str, token: str, received: Mapping[str, int] | None = None) -> Hosted:
-        """Goes on with a session that does not run here: it was suspended, or its gateway has died or is to lose it.
+    async def reach(self, session: str, token: str, received: Mapping[str, int] | None = None) -> Hosted:
+        """The session, running here: taken up first if need be, because it was suspended, or its gateway has died or is
+        to lose it.
 
         received: by graph output, frames that the client says it has. Raises NotFound, Denied (not its token),
         SessionEnded, Unavailable (no room, or this service keeps no checkpoints), Conflict (another was quicker).
         """
         async with self._adopting.setdefault(session, asyncio.Lock()):
             try:
-                return self._hosted.get(session) or await self._adopt(session, token, received or {})
+                if (hosted := self._hosted.get(session)) and hosted.runner.state.runs:
+                    return hosted
+                if hosted:
+                    await hosted.runner.ended()  # and only then it can be taken up
+                    self._hosted.pop(session, None)
+                return await self._adopt(session, token, received or {})
             finally:
                 self._adopting.pop(session, None)
 

@@ -21,6 +21,10 @@ _EVENTS = {
     EventType.PAUSED: pb.Event.TYPE_PAUSED,
     EventType.RESUMED: pb.Event.TYPE_RESUMED,
     EventType.REPLACED: pb.Event.TYPE_REPLACED,
+    EventType.RECOVERING: pb.Event.TYPE_RECOVERING,
+    EventType.RECOVERED: pb.Event.TYPE_RECOVERED,
+    EventType.MOVED: pb.Event.TYPE_MOVED,
+    EventType.SUSPENDED: pb.Event.TYPE_SUSPENDED,
 }
 _RECEIPTS = {
     ReceiptStage.RECEIVED: pb.Receipt.STAGE_RECEIVED,
@@ -121,7 +125,10 @@ def server_message(item: Receipt | InputAck | Event) -> pb.ServerMessage:
         return pb.ServerMessage(receipt=receipt)
     if isinstance(item, InputAck):
         return pb.ServerMessage(input_ack=pb.InputAck(port=item.port, frame=item.frame))
-    return pb.ServerMessage(event=pb.Event(type=_EVENTS[item.type], reason=item.reason))
+    event = pb.Event(type=_EVENTS[item.type], reason=item.reason)
+    if item.retry_s:
+        event.retry_after.CopyFrom(duration(item.retry_s))
+    return pb.ServerMessage(event=event)
 
 
 def model(config: ModelConfig, info: ModelInfo | None) -> pb.Model:

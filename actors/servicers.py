@@ -19,6 +19,10 @@ from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 
 MAX_PAGE = 200
+DRAIN_S = 60.0
+MARGIN_S = 30.0
+"""Sessions that could not move are being suspended then."""
+
 LOADING_S = 20.0
 """ListModels and ListGraphs wait so long for models that are still loading."""
 
@@ -65,6 +69,25 @@ class Sessions(rpc.SessionsServicer):
     async def Close(self, request: pb.CloseSessionRequest, context: Context) -> pb.Session:
         await self._host.check_owner(request.session_id, caller())
         await self._host.close(request.session_id, reason_of(request.reason, "closed by a client"))
+        return await self._session(request.session_id)
+
+    @unary
+    async def Suspend(self, request: pb.SuspendSessionRequest, context: Context) -> pb.Session:
+        await self._host.check_owner(request.session_id, caller())
+        await self._host.suspend(request.session_id, reason_of(request.reason, "suspended by a client"))
+        return await self._session(request.session_id)
+
+    @unary
+    async def Resume(self, request: pb.ResumeSessionRequest, context: Context) -> pb.Session:
+        await self._host.check_owner(request.session_id, caller())
+        hosted = await self._host.reach(request.session_id, request.resume_token)
+        self._host.check_token(hosted, request.resume_token)
+        return messages.live_session(hosted, self._gateways)
+
+    @unary
+    async def Migrate(self, request: pb.MigrateSessionRequest, context: Context) -> pb.Session:
+        await self._host.check_owner(request.session_id, caller())
+        await self._host.migrate(request.session_id, request.stage, request.actor)
         return await self._session(request.session_id)
 
     async def _session(self, session: str) -> pb.Session:
@@ -143,6 +166,16 @@ class Cluster(rpc.ClusterServicer):
         infos = await self._directory.infos(LOADING_S)
         graphs = self._directory.graphs.values()
         return pb.ListGraphsResponse(graphs=[messages.graph(each, infos) for each in graphs])
+
+    @unary
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
+        seconds = seconds_of(request.deadline, "deadline") if request.HasField("deadline") else DRAIN_S
+        if request.undo:
+            await self._directory.cordon("", 0.0)
+            return pb.DrainResponse()
+        actors = await self._directory.cordon(request.target, seconds)
+        left = await self._directory.emptied(actors, seconds + MARGIN_S)
+        return pb.DrainResponse(actors=actors, sessions=left)
 
 
 def _job(job: Job) -> pb.Job:

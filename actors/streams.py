@@ -77,7 +77,7 @@ class Streams(rpc.StreamsServicer):
     async def _connect(self, requests: Requests, context: grpc.aio.ServicerContext) -> None:
         opening = await _opening(requests)
         await self._host.check_owner(opening.session_id, caller())
-        hosted = await self._host.live(opening.session_id)
+        hosted = await self._reach(opening)
         pace = self._host.quotas.pace(caller().tenant)
         connection = Connection(hosted, opening, context, self._pool, self._host.config.stall_s, pace)
         if connection.role is Role.CONTROLLER:
@@ -90,6 +90,14 @@ class Streams(rpc.StreamsServicer):
         finally:
             self._connections.discard(connection)
             self._left.notify()
+
+    async def _reach(self, opening: pb.Open) -> Hosted:
+        """The session; one that does not run here is taken over by its controller."""
+        if opening.role != pb.ROLE_CONTROLLER or not self._host.vault:
+            return await self._host.live(opening.session_id)
+        check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
+        received = {w.port: w.last_received + 1 for w in opening.ports if w.HasField("last_received")}
+        return await self._host.reach(opening.session_id, opening.resume_token, received)
 
     async def go_away(self, time_left_s: float, reason: str) -> None:
         """Tells every client that this gateway is about to leave."""

@@ -45,9 +45,9 @@ def _memory(axis: Any, run: Mapping[str, Any]) -> None:
             axis.plot(chunks, mib, color="0.75", linewidth=0.8, zorder=0)
     axis.plot([], [], color="0.75", label="Ray's own processes, and the client")
     axis.axvline(settings["settled"], color="0.5", linestyle=":")
-    axis.set(title=f"{settings['model']}: {settings['chunks']} chunks", ylabel="resident memory, MiB", ylim=0)
+    axis.set(title=f"{settings['model']}: {settings['chunks']} chunks", ylabel="resident memory, MiB")
+    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend
     axis.legend(fontsize="small", ncols=2, loc="upper right")
-    axis.margins(y=0.35)
 
 
 def _time(axis: Any, run: Mapping[str, Any]) -> None:

@@ -91,6 +91,7 @@ class Audience:
             ring.close()
         for consumer in self._consumers:
             consumer.end(event)
+        self._let_go()
         self._signal.notify()
 
     def check(self) -> None:
@@ -127,3 +128,10 @@ class Audience:
             self._touch()
             for port in consumer.ports:
                 self.rings[port].readers -= 1
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """What lies in the rings of a session that has ended, and that nobody reads, is freed at once."""
+        for ring in self.rings.values():
+            if ring.is_closed and not ring.readers:
+                ring.clear()

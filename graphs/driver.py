@@ -21,6 +21,7 @@ from typing import Protocol
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.observer import Observer
 from riverrun.graphs.ring import OutputRing
+from riverrun.graphs.script import Script
 from riverrun.graphs.stage import (
     Epoch,
     InputLost,
@@ -126,7 +127,7 @@ class StageDriver:
     """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go.
 
     is_stepping: a step has been asked for, and what it makes is not handed on yet. is_held: no step may begin. log:
-    what its steps carried. life: how often it was put on an actor. fault: why it must be brought back before it can go
+    what its steps carried. script: controls that it puts into steps by itself, at their frames. life: how often it was put on an actor. fault: why it must be brought back before it can go
     on.
     """
 
@@ -147,6 +148,7 @@ class StageDriver:
     fault: Exception | None = None
     log: StepLog = field(default_factory=StepLog)
     controls: deque[Control] = field(default_factory=deque)
+    script: Script = field(default_factory=Script)
     compute_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     wait_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     took_s: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
@@ -268,6 +270,8 @@ class StageDriver:
 
     def _request(self, turn: Turn, edge: EdgeQueue | None) -> StepRequest:
         seq, ins = self.next_seq, self.inputs.items()
+        if not self.is_repeating:
+            self.controls.extend(self.script.due(self.next_on_first_port[1]))
         return StepRequest(
             session=self.session.session_id,
             epoch=self.session.epoch,
@@ -293,6 +297,7 @@ class StageDriver:
                 await self.session.decided(self, reply)
             if request.controls:
                 await self.session.carried(self.name, request.controls, reply, self.next_on_first_port[0])
+                self.script.check(reply.rejected)
             self._count_controls(request, reply)
         if edge is not None:
             edge.pop()

@@ -24,6 +24,7 @@ from riverrun.graphs.pacing import lead_s, parked_s
 from riverrun.graphs.recovery import NoPlace, Recovery
 from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.saver import Saver
+from riverrun.graphs.script import Script, ScriptRefused
 from riverrun.graphs.stage import (
     EncoderHandle,
     Epoch,
@@ -137,6 +138,11 @@ class Flow:
             self.audience.tell_all,
             lambda: self.lead_s,
         )
+
+    def follow_script(self, scripts: Mapping[str, Script]) -> None:
+        """Before the first step: what each stage is given at which frames."""
+        for name, script in scripts.items():
+            self.drivers[name].script = script
 
     def drives(self) -> list[Coroutine[Any, Any, None]]:
         """One a stage, to be run side by side until cancelled. They raise what a stage raised, naming the stage."""
@@ -328,7 +334,7 @@ class Flow:
     async def _drive(self, driver: StageDriver) -> None:
         try:
             await driver.run()
-        except NoPlace:
+        except (NoPlace, ScriptRefused):
             raise
         except (Unavailable, Corrupt, BadRequest) as error:
             kind = next((k for k in _WHAT if isinstance(error, k)), Corrupt)

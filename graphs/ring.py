@@ -96,7 +96,7 @@ class OutputRing:
         self._spawn = spawn
         self._signal = signal
         self._on_lost = on_lost
-        self._closed = False
+        self.is_closed = False
         self.resumed = False
 
     def begin_at(self, chunk: int, frame: int) -> None:
@@ -150,7 +150,7 @@ class OutputRing:
 
     def load(self, slot: Slot) -> None:
         """Starts fetching a chunk's array, once."""
-        if not (slot.loading or slot.lost or self._closed):
+        if not (slot.loading or slot.lost or self.is_closed):
             slot.loading = True
             self._spawn(self._load(slot))
 
@@ -243,7 +243,13 @@ class OutputRing:
 
     def close(self) -> None:
         """Loads nothing more; what is loaded stays readable."""
-        self._closed = True
+        self.is_closed = True
+
+    def clear(self) -> None:
+        """Frees all that lies here, once nobody reads it any more."""
+        while self._slots:
+            self._slots.popleft().release()
+        self.lossless = False
 
     def check(self) -> None:
         """Counts add up: slots join without gaps up to `next_frame`, and nothing unsent was dropped."""

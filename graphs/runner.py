@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from riverrun.graphs.migration import migrate
 from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages, opening
 from riverrun.graphs.recovery import NoPlace
+from riverrun.graphs.script import TimedControl, write_scripts
 from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.takeover import TakeOver, settle
@@ -51,7 +52,8 @@ class Runner:
 
     graph: checked again against what the stages say on opening. stages, encoders: handles by stage name (encoders: only
     of stages whose model names one). record: as the store has it, state OPENING; the runner goes on writing it.
-    observer: told of every step. stages is empty where the session is resumed.
+    observer: told of every step. stages is empty where the session is resumed. script: controls that come into force
+    by themselves; it lives as long as this runner, so such a session can't be resumed.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Runner:
         config: RunnerConfig = DEFAULTS,
         observer: Observer = SILENT,
         durability: Durability | None = None,
+        script: Sequence[TimedControl] = (),
     ):
         self._clock = clock
         self._signal = Signal()
         self._graph = graph
         self._stages = dict(stages)
         self._durability = durability
+        self._script = tuple(script)
         self._encoders = encoders
         self._config = config
         self._observer = observer
@@ -109,7 +113,7 @@ class Runner:
 
     async def open(self) -> None:
         """Opens every stage, prompts encoded; the stream begins. Raises what a stage raised (BadRequest for a
-        parameter, Unavailable for no room), with nothing left open."""
+        parameter, Unavailable for no room) or BadRequest for its script, with nothing left open."""
         await self._start(self._open)
 
     async def resume(self, received: Mapping[str, int] | None = None) -> None:
@@ -286,9 +290,13 @@ class Runner:
         )
         self._descriptions = {name: reply.description for name, reply in replies.items()}
         validate(self._graph, self._descriptions)
+        about = (self._script, self._descriptions, self._encoders)
+        scripts = await write_scripts(*about, self._clock, self._config.encode_s)
         placement = {n: replace(self._place(n), incarnation=reply.incarnation) for n, reply in replies.items()}
         await self._keeper.commit(placement=placement, state=SessionState.RUNNING)
-        return self._flow_over(self._stages)
+        flow = self._flow_over(self._stages)
+        flow.follow_script(scripts)
+        return flow
 
     def _flow_over(self, stages: Mapping[str, StageHandle]) -> Flow:
         return Flow(

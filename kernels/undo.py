@@ -62,8 +62,7 @@ class Undo:
 
     def keep(self, k: Tensor, v: Tensor, at: Where, moved: tuple[Where, Where] | None = None) -> None:
         """Copies what stands `at` these slots of the pools."""
-        copies = (pool[:, at].clone() if isinstance(at, slice) else pool[:, at] for pool in (k, v))
-        self.kept.append(Kept(at, *copies, moved))
+        self.kept.append(Kept(at, k[:, at].clone(), v[:, at].clone(), moved))
 
     def put_back(self, k: Tensor, v: Tensor) -> None:
         """Undoes everything in the pools, last first."""

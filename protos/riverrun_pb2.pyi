@@ -20,6 +20,7 @@ class SessionState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SESSION_STATE_DRAINING: _ClassVar[SessionState]
     SESSION_STATE_CLOSED: _ClassVar[SessionState]
     SESSION_STATE_FAILED: _ClassVar[SessionState]
+    SESSION_STATE_SUSPENDED: _ClassVar[SessionState]
 
 class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -47,6 +48,7 @@ SESSION_STATE_RUNNING: SessionState
 SESSION_STATE_DRAINING: SessionState
 SESSION_STATE_CLOSED: SessionState
 SESSION_STATE_FAILED: SessionState
+SESSION_STATE_SUSPENDED: SessionState
 ROLE_UNSPECIFIED: Role
 ROLE_CONTROLLER: Role
 ROLE_VIEWER: Role
@@ -183,6 +185,32 @@ class CloseSessionRequest(_message.Message):
     session_id: str
     reason: str
     def __init__(self, session_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SuspendSessionRequest(_message.Message):
+    __slots__ = ("session_id", "reason")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    reason: str
+    def __init__(self, session_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ResumeSessionRequest(_message.Message):
+    __slots__ = ("session_id", "resume_token")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    resume_token: str
+    def __init__(self, session_id: _Optional[str] = ..., resume_token: _Optional[str] = ...) -> None: ...
+
+class MigrateSessionRequest(_message.Message):
+    __slots__ = ("session_id", "stage", "actor")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    stage: str
+    actor: str
+    def __init__(self, session_id: _Optional[str] = ..., stage: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
     __slots__ = ("open", "control", "credit", "ack", "ping", "finish", "frame")
@@ -363,7 +391,7 @@ class InputAck(_message.Message):
     def __init__(self, port: _Optional[str] = ..., frame: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("type", "reason")
+    __slots__ = ("type", "reason", "retry_after")
     class Type(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         TYPE_UNSPECIFIED: _ClassVar[Event.Type]
@@ -371,16 +399,26 @@ class Event(_message.Message):
         TYPE_PAUSED: _ClassVar[Event.Type]
         TYPE_RESUMED: _ClassVar[Event.Type]
         TYPE_REPLACED: _ClassVar[Event.Type]
+        TYPE_RECOVERING: _ClassVar[Event.Type]
+        TYPE_RECOVERED: _ClassVar[Event.Type]
+        TYPE_MOVED: _ClassVar[Event.Type]
+        TYPE_SUSPENDED: _ClassVar[Event.Type]
     TYPE_UNSPECIFIED: Event.Type
     TYPE_ENDED: Event.Type
     TYPE_PAUSED: Event.Type
     TYPE_RESUMED: Event.Type
     TYPE_REPLACED: Event.Type
+    TYPE_RECOVERING: Event.Type
+    TYPE_RECOVERED: Event.Type
+    TYPE_MOVED: Event.Type
+    TYPE_SUSPENDED: Event.Type
     TYPE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
     type: Event.Type
     reason: str
-    def __init__(self, type: _Optional[_Union[Event.Type, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    retry_after: _duration_pb2.Duration
+    def __init__(self, type: _Optional[_Union[Event.Type, str]] = ..., reason: _Optional[str] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GoAway(_message.Message):
     __slots__ = ("time_left", "reason")
@@ -527,6 +565,24 @@ class ActorStatus(_message.Message):
     step_ms_p99: float
     step_age_s: float
     def __init__(self, actor: _Optional[str] = ..., model: _Optional[str] = ..., incarnation: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., sessions: _Optional[int] = ..., max_sessions: _Optional[int] = ..., held_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., up: _Optional[bool] = ..., reserved_bytes: _Optional[int] = ..., step_ms_p50: _Optional[float] = ..., step_ms_p99: _Optional[float] = ..., step_age_s: _Optional[float] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("target", "deadline", "undo")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    deadline: _duration_pb2.Duration
+    undo: bool
+    def __init__(self, target: _Optional[str] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., undo: _Optional[bool] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("actors", "sessions")
+    ACTORS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    actors: _containers.RepeatedScalarFieldContainer[str]
+    sessions: int
+    def __init__(self, actors: _Optional[_Iterable[str]] = ..., sessions: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

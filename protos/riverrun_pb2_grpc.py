@@ -55,6 +55,21 @@ class SessionsStub:
                 request_serializer=riverrun_dot_protos_dot_riverrun__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
                 _registered_method=True)
+        self.Suspend = channel.unary_unary(
+                '/riverrun.v1.Sessions/Suspend',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.SuspendSessionRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/riverrun.v1.Sessions/Resume',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.ResumeSessionRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
+                _registered_method=True)
+        self.Migrate = channel.unary_unary(
+                '/riverrun.v1.Sessions/Migrate',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.MigrateSessionRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer:
@@ -88,6 +103,29 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Suspend(self, request, context):
+        """Saves a session and frees what it holds; it can be resumed for days. A suspended one is no error.
+        FAILED_PRECONDITION: it has ended; UNAVAILABLE: it can't be saved now, and goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Takes a session up here: one that was suspended, or whose gateway is gone. Connecting with its token does it too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Migrate(self, request, context):
+        """Moves stages of a running session to other actors; the stream pauses meanwhile. Until it is done the old actor is
+        in charge: UNAVAILABLE leaves the session where it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +147,21 @@ def add_SessionsServicer_to_server(servicer, server):
             'Close': grpc.unary_unary_rpc_method_handler(
                     servicer.Close,
                     request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.CloseSessionRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.Session.SerializeToString,
+            ),
+            'Suspend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suspend,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.SuspendSessionRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.Session.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.ResumeSessionRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.Session.SerializeToString,
+            ),
+            'Migrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Migrate,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.MigrateSessionRequest.FromString,
                     response_serializer=riverrun_dot_protos_dot_riverrun__pb2.Session.SerializeToString,
             ),
     }
@@ -220,6 +273,87 @@ class Sessions:
             target,
             '/riverrun.v1.Sessions/Close',
             riverrun_dot_protos_dot_riverrun__pb2.CloseSessionRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suspend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Sessions/Suspend',
+            riverrun_dot_protos_dot_riverrun__pb2.SuspendSessionRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Sessions/Resume',
+            riverrun_dot_protos_dot_riverrun__pb2.ResumeSessionRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Migrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Sessions/Migrate',
+            riverrun_dot_protos_dot_riverrun__pb2.MigrateSessionRequest.SerializeToString,
             riverrun_dot_protos_dot_riverrun__pb2.Session.FromString,
             options,
             channel_credentials,
@@ -581,6 +715,11 @@ class ClusterStub:
                 request_serializer=riverrun_dot_protos_dot_riverrun__pb2.ListGraphsRequest.SerializeToString,
                 response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.ListGraphsResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/riverrun.v1.Cluster/Drain',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.DrainRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -605,6 +744,14 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Moves all sessions away from an actor or a node, on which none is placed any more. Answers when that is done, or
+        when the deadline has passed and what could not move is suspended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -622,6 +769,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.ListGraphs,
                     request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.ListGraphsRequest.FromString,
                     response_serializer=riverrun_dot_protos_dot_riverrun__pb2.ListGraphsResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.DrainRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -706,6 +858,33 @@ class Cluster:
             '/riverrun.v1.Cluster/ListGraphs',
             riverrun_dot_protos_dot_riverrun__pb2.ListGraphsRequest.SerializeToString,
             riverrun_dot_protos_dot_riverrun__pb2.ListGraphsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Cluster/Drain',
+            riverrun_dot_protos_dot_riverrun__pb2.DrainRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

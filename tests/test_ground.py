@@ -97,7 +97,8 @@ def test_contracts_need_no_torch() -> None:
 
 def test_every_import_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    declared = [Requirement(text) for text in PROJECT["project"]["dependencies"] + extras["gpu"] + extras["viz"]]
+    optional = extras["gpu"] + extras["viz"] + extras["otel"]
+    declared = [Requirement(text) for text in PROJECT["project"]["dependencies"] + optional]
     names: set[str] = {canonicalize_name(requirement.name) for requirement in declared}
     names |= {"triton"}  # comes with a CUDA build of torch
     shared = {"google": {"protobuf", "googleapis-common-protos"}}  # one namespace, several distributions

@@ -61,6 +61,9 @@ class InfiniteVGGTState:
 
     size: (height, width) of its input frames, once known; stream: its memory, from then on. waiting: frames pushed
     and not used. frames: those used. is_broken: a step failed half-way, only a restored snapshot can go on.
+
+    It can't go back to before a step but by a copy of itself, since a frame chooses anew among all rows; so it shares
+    no step in the service.
     """
 
     params: InfiniteVGGTParams

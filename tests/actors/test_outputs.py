@@ -9,7 +9,7 @@ from riverrun.actors.outputs import check_outputs
 from riverrun.models.base import Chunk, Corrupt, Description, Kind, Port
 
 SIZE = (4, 6)
-GOOD = {
+GOOD: dict[Kind, np.ndarray] = {
     Kind.FRAMES: np.zeros((2, *SIZE, 3), np.uint8),
     Kind.DEPTH: np.ones((2, *SIZE), np.float32),
     Kind.POINTS: np.ones((2, *SIZE, 3), np.float32),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 
@@ -279,3 +281,28 @@ def test_notices_that_nobody_reads_are_few_and_say_all(lab, run):
         await rig.close()
 
     run(body())
+
+
+def test_what_lies_in_an_ended_session_is_freed_without_the_garbage_collector(lab, run):
+    """Frames are large and a session's objects refer to each other: rings let go as soon as nobody reads them."""
+
+    async def body():
+        rig = await rig_of(lab).open()
+        reader = rig.controller(8)
+        await lab.take(reader, 8)
+        await lab.settle()
+        ring = rig.runner._flow.audience.first
+        array = weakref.ref(ring.find(0).array.base)
+        assert ring.held_frames >= 8
+        await rig.runner.close("over")
+        assert (ring.held_frames, array() is not None) == (12, True)  # the reader may still take what it has credit for
+        reader.close()
+        assert (ring.held_frames, array()) == (0, None)
+        rig.runner.check()
+        rig.assert_clean()
+
+    gc.disable()
+    try:
+        run(body())
+    finally:
+        gc.enable()

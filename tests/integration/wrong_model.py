@@ -127,7 +127,8 @@ class Neighbour:
         self.session = stubs.create(
             params={"prompt": self.PROMPT, "step_ms": 40, "chunk_frames": 2, "height": 8, "width": 8}, seed=self.SEED
         )
-        self.count, self.error = 0, None
+        self.count = 0
+        self.error: grpc.RpcError | AssertionError | None = None
         self._stubs, self._news, self._left = stubs, threading.Condition(), False
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()

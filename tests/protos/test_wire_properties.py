@@ -87,10 +87,10 @@ CHANGES = st.sampled_from(
 )
 
 
-def _with(parts, n, **fields):
+def _with(whole, n, **fields):
     for name, value in fields.items():
-        setattr(parts[n], name, value)
-    return parts
+        setattr(whole[n], name, value)
+    return whole
 
 
 @given(st.integers(2, 5), st.data(), HEADERS)
