@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -88,6 +89,10 @@ class Gateway:
         await self._streams.emptied(STOP_S)
         await self._server.stop(STOP_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def meet(self, addresses: Iterable[str]) -> None:
+        """Clients are told of these gateways besides this one."""
+        self._gateways[:] = [self.address, *sorted(set(addresses) - {self.address})]
 
     @property
     def sessions(self) -> int:

@@ -8,7 +8,7 @@ import hmac
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from riverrun.graphs.graph import Graph, route_params
 from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.recovery import RecoveryConfig
 from riverrun.graphs.runner import RETRY_S, Runner, SessionEnded
+from riverrun.graphs.script import TimedControl
 from riverrun.graphs.stage import BadRequest, EncoderHandle, StageHandle
 from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
@@ -35,7 +36,9 @@ from riverrun.store.records import SessionRecord, SessionState, Store, token_dig
 
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
-Wrap = Callable[[str, StageHandle], StageHandle]
+HANDOVER_S = 0.5
+"""A client waits so long before it goes to the next gateway."""
+
 Observe = Callable[[Graph, str], Observer]
 
 
@@ -76,7 +79,9 @@ class Hosted:
 
 
 class SessionHost:
-    """name: this gateway's, in the records it writes. observe: who is told what a session does, by graph and id."""
+    """name: this gateway's, in the records it writes. observe: who is told what a session does, by graph and id.
+    vault: where checkpoints lie; None: sessions end with what they run on. hands_over: at the end, sessions are put away
+    for other gateways."""
 
     def __init__(
         self,
@@ -87,9 +92,10 @@ class SessionHost:
         name: str,
         observe: Observe = lambda graph, session: SILENT,
         vault: Vault | None = None,
+        hands_over: bool = False,
     ) -> None:
         self._observe = observe
-        self.vault = vault
+        self.vault, self.hands_over = vault, hands_over
         self._gate = Gate(config.checkpoints.restores)
         self._adopting: dict[str, asyncio.Lock] = {}
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
@@ -102,10 +108,10 @@ class SessionHost:
     def __len__(self) -> int:
         return len(self._hosted)
 
-    async def create(self, wish: SessionWish, wrap: Wrap | None = None) -> Hosted:
+    async def create(self, wish: SessionWish, script: Sequence[TimedControl] = ()) -> Hosted:
         """Places and opens a session. A repeat with the client_id of a live one returns that.
 
-        wrap: what to put around each stage's handle. Raises BadRequest, NotFound, NoRoom, Unavailable.
+        script: controls that come into force by themselves. Raises BadRequest, NotFound, NoRoom, Unavailable.
         """
         self._check_open()
         graph = self.directory.graph(wish.graph)
@@ -115,9 +121,8 @@ class SessionHost:
         self._check_open()  # a model may have been loading for minutes
         token = secrets.token_urlsafe(24)
         record = self._record(graph, wish, placed, token)
-        stages = {name: wrap(name, handle) if wrap else handle for name, handle in placed.stages.items()}
         written = replace(record, version=1)  # as the store will have it
-        runner = self._runner(written, graph, stages, placed.encoders)
+        runner = self._runner(written, graph, placed.stages, placed.encoders, script)
         return await self._open(Hosted(runner, token), record)
 
     def _runner(
@@ -126,11 +131,12 @@ class SessionHost:
         graph: Graph,
         stages: Mapping[str, StageHandle],
         encoders: Mapping[str, EncoderHandle],
+        script: Sequence[TimedControl] = (),
     ) -> Runner:
         observer = self._observe(graph, record.id)
         durable = Durability(self.directory.placer(graph), self.vault, self._gate) if self.vault else None
         config = runner_config(self.config)
-        return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable)
+        return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable, script)
 
     async def reach(self, session: str, token: str, received: Mapping[str, int] | None = None) -> Hosted:
         """The session, running here: taken up first if need be, because it was suspended, or its gateway has died or is
@@ -246,7 +252,7 @@ class SessionHost:
     async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
         """Stored records as those who ask should see them: what only the record calls live counts as failed."""
         alive = await self.store.gateways()
-        return [as_seen(record, self.name, alive) for record in records]
+        return [as_seen(record, self.name, alive, keeps=bool(self.vault)) for record in records]
 
     async def close(self, session: str, reason: str) -> None:
         """Ends a session; one that has ended is no error. Raises NotFound, Unavailable (it is another gateway's)."""
@@ -270,10 +276,17 @@ class SessionHost:
         """Ends every session and waits until all is freed; from now on none is opened. What the store has missed of
         earlier ones is given up."""
         self.closing = reason
-        await asyncio.gather(*(hosted.runner.close(reason) for hosted in list(self._hosted.values())))
+        await asyncio.gather(*(self._end(hosted.runner, reason) for hosted in list(self._hosted.values())))
         await asyncio.gather(*self._tasks)
         for task in self._writing:
             task.cancel()
+
+    async def _end(self, runner: Runner, reason: str) -> None:
+        """Another gateway can go on with what this one leaves, if the store stays when it goes."""
+        if self.vault and self.hands_over:
+            with contextlib.suppress(BadRequest, Unavailable, Corrupt):  # it can't be saved: then it ends
+                return await runner.suspend(reason, retry_s=HANDOVER_S)
+        await runner.close(reason)
 
     def check_token(self, hosted: Hosted, token: str) -> None:
         """Raises Denied unless `token` is the session's resume token."""
@@ -385,8 +398,9 @@ def no_session(session: str) -> NotFound:
     return NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
 
 
-def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> SessionRecord:
-    """A stored record of a session that does not run at gateway `here`. alive: the gateways that are.
+def as_seen(record: SessionRecord, here: str, alive: Collection[str], keeps: bool = False) -> SessionRecord:
+    """A stored record of a session that does not run at gateway `here`. alive: the gateways that are. keeps: there are
+    checkpoints, so its client can go on with it.
 
     It may call a session live whose gateway died, or could not tell the store of its end.
     """
@@ -397,4 +411,6 @@ def as_seen(record: SessionRecord, here: str, alive: Collection[str]) -> Session
     why = f"its gateway {record.gateway} is gone"
     if record.gateway == here:
         why = "it has ended; the store was away, so why is not known"
+    if keeps:
+        return replace(record, reason=f"{why}; connect with its resume_token to go on")
     return replace(record, state=SessionState.FAILED, reason=why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,11 +18,10 @@ from riverrun.actors.principal import ANYBODY, Principal
 from riverrun.actors.quota import Pace
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
-from riverrun.actors.timed import TimedControl, TimedStage
 from riverrun.graphs.controls import PAUSE
 from riverrun.graphs.items import Event, Frame
+from riverrun.graphs.script import TimedControl
 from riverrun.graphs.sink import drain
-from riverrun.graphs.stage import StageHandle
 from riverrun.graphs.waiting import Signal
 from riverrun.models.base import BadRequest, Corrupt
 
@@ -183,18 +182,8 @@ class JobDesk:
 
     async def _open(self, job: Job) -> tuple[Hosted, dict[str, Writer]]:
         spec = job.spec
-        encoders = await self._host.directory.encoders(self._host.directory.graph(spec.graph))
-
-        stages: list[TimedStage] = []
-
-        def timed(name: str, handle: StageHandle) -> StageHandle:
-            if not spec.controls:
-                return handle
-            stages.append(TimedStage(name, handle, spec.controls, encoders.get(name)))
-            return stages[-1]
-
         wish = SessionWish(spec.graph, spec.params, spec.seed, max_frames=spec.frames, lead_s=0.0, tenant=spec.tenant)
-        hosted = await self._host.create(wish, timed)
+        hosted = await self._host.create(wish, spec.controls)
         job.session = hosted.runner.record.id
         writers: dict[str, Writer] = {}
         try:
@@ -202,7 +191,6 @@ class JobDesk:
                 if output.port in spec.sinks:
                     where = (output.fps, output.frame_shape, self._folder(spec))
                     writers[output.port] = writer_for(spec.sinks[output.port], *where)
-            _check_taken(spec.controls, stages)
         except BaseException:
             for writer in writers.values():
                 writer.close(whole=False)
@@ -236,14 +224,6 @@ class JobDesk:
         ended = [old for old in self._jobs.values() if old.state is not JobState.RUNNING]
         for old in ended[: max(0, len(ended) - KEPT)]:
             del self._jobs[old.id]
-
-
-def _check_taken(controls: Sequence[TimedControl], stages: Sequence[TimedStage]) -> None:
-    """Raises BadRequest for a control that no stage of the graph takes."""
-    taken = {revision for stage in stages for revision in stage.revisions}
-    for timed in controls:
-        if timed.control.revision not in taken:
-            raise BadRequest(f"control {timed.control.revision}: no stage takes {timed.control.kind!r}")
 
 
 class _Counting:

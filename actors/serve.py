@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,7 @@ class Service:
             stack.push_async_callback(asyncio.to_thread, spans.close)
         metrics = None if config.metrics_port is None else Metrics()
         watch = Watch(metrics, spans, config.trace.every)
-        host = SessionHost(directory, store, SystemClock(), config, name, watch.observer, vault)
+        host = SessionHost(directory, store, SystemClock(), config, name, watch.observer, vault, kind == "redis")
         if metrics:
             serving = metrics.served(config.metrics_host, config.metrics_port or 0, LiveCollector(host, store.ping))
             self.metrics_address = stack.enter_context(serving)
@@ -133,8 +134,18 @@ class Service:
         await gateway.start(config.host, config.port)
         stack.push_async_callback(self._leave, gateway)
         self.address = gateway.address
-        beat = asyncio.create_task(_beat(store, name, self.address))
-        stack.callback(beat.cancel)
+        for work in (self._beat(store, name, gateway), _leave_cordoned(host)):
+            stack.callback(asyncio.create_task(work).cancel)
+
+    async def _beat(self, store: SessionStore, name: str, gateway: Gateway) -> None:
+        """Says that this gateway lives, and learns who else does, for ever."""
+        while True:
+            try:
+                await store.heartbeat(name, self.address, ttl_s=5 * HEARTBEAT_S)
+                gateway.meet((await store.gateways()).values())
+            except Unavailable as error:  # the store is away; streams go on, and so does this
+                log.warning("no heartbeat: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def _leave(self, gateway: Gateway) -> None:
         await gateway.stop(self.config.drain_s, self._why)
@@ -244,11 +255,13 @@ def ray_of(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-async def _beat(store: SessionStore, name: str, address: str) -> None:
-    """Says that this gateway lives, for ever."""
+async def _leave_cordoned(host: SessionHost) -> None:
+    """Moves sessions away from actors that are taken out of service, for ever."""
     while True:
+        await asyncio.sleep(HEARTBEAT_S / 2)
         try:
-            await store.heartbeat(name, address, ttl_s=5 * HEARTBEAT_S)
-        except Unavailable as error:  # the store is away; streams go on, and so does this
-            log.warning("no heartbeat: %s", error)
-        await asyncio.sleep(HEARTBEAT_S)
+            cordon = await host.directory.cordoned()
+            if cordon.actors:
+                await host.leave(cordon.actors, must=time.time() >= cordon.until)
+        except Unavailable as error:
+            log.warning("what is out of service is not known: %s", error)

@@ -14,7 +14,7 @@ from riverrun.actors.errors import mapped, unary
 from riverrun.actors.host import SessionHost, SessionWish
 from riverrun.actors.jobs import Job, JobDesk, JobSpec
 from riverrun.actors.requests import control_of, reason_of, seconds_of, values_of
-from riverrun.actors.timed import TimedControl
+from riverrun.graphs.script import TimedControl
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 

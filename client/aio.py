@@ -146,6 +146,28 @@ class AsyncClient:
         request = pb.CloseSessionRequest(session_id=session_id, reason=reason)
         return await self._call(rpc.SessionsStub(self.channel()).Close(request, timeout=CALL_SECONDS))
 
+    async def suspend_session(self, session_id: str, reason: str = "") -> pb.Session:
+        """Saves a session and frees what it holds; `attach` with its token goes on, days later if need be."""
+        request = pb.SuspendSessionRequest(session_id=session_id, reason=reason)
+        return await self._call(rpc.SessionsStub(self.channel()).Suspend(request, timeout=CALL_SECONDS))
+
+    async def resume_session(self, session_id: str, resume_token: str) -> pb.Session:
+        """Takes a session up before its client connects."""
+        request = pb.ResumeSessionRequest(session_id=session_id, resume_token=resume_token)
+        return await self._call(rpc.SessionsStub(self.channel()).Resume(request, timeout=CALL_SECONDS))
+
+    async def migrate_session(self, session_id: str, stage: str = "", actor: str = "") -> pb.Session:
+        """Moves a stage (all of them if none is named) to `actor`, or wherever there is room."""
+        request = pb.MigrateSessionRequest(session_id=session_id, stage=stage, actor=actor)
+        return await self._call(rpc.SessionsStub(self.channel()).Migrate(request, timeout=CALL_SECONDS))
+
+    async def drain(self, target: str, deadline: float = 60.0, undo: bool = False) -> pb.DrainResponse:
+        """Moves all sessions away from an actor or a node; after `deadline` seconds they are suspended. undo: sessions
+        may be placed everywhere again."""
+        request = pb.DrainRequest(target=target, deadline=duration("deadline", deadline), undo=undo)
+        stub = rpc.ClusterStub(self.channel())
+        return await self._call(stub.Drain(request, timeout=deadline + CALL_SECONDS))
+
     async def models(self) -> list[pb.Model]:
         stub = rpc.ClusterStub(self.channel())
         return list((await self._call(stub.ListModels(pb.ListModelsRequest(), timeout=CALL_SECONDS))).models)

@@ -60,6 +60,7 @@ class AsyncStream:
     ) -> None:
         self.session = session
         self.ended_reason: str | None = None
+        self.suspended = False
         self.reconnects = 0
         self._client, self._addresses, self._patience = client, addresses, patience
         self._wishes, self._role = wishes, role
@@ -244,6 +245,12 @@ class AsyncStream:
                     link.send(pb.ClientMessage(ack=pb.Ack(port=ledger.port, frame=ledger.last_received)))
             # The server waits for this before it ends the call: grpc.aio drops what it has not read yet of a call that
             # ended while it was sending.
+            link.half_close()
+        elif kind == "event" and message.event.type == pb.Event.TYPE_SUSPENDED:
+            if message.event.HasField("retry_after"):
+                raise Lost(f"the session waits for a place ({message.event.reason})")
+            self.suspended = True
+            self.ended_reason = message.event.reason
             link.half_close()
         elif kind == "event" and message.event.type == pb.Event.TYPE_REPLACED:
             raise errors.Replaced(message.event.reason or "another client took this session over", "ABORTED")

@@ -185,6 +185,18 @@ class Client:
     def close_session(self, session_id: str, reason: str = "") -> pb.Session:
         return self._loop.run(self._rr.close_session(session_id, reason))
 
+    def suspend_session(self, session_id: str, reason: str = "") -> pb.Session:
+        return self._loop.run(self._rr.suspend_session(session_id, reason))
+
+    def resume_session(self, session_id: str, resume_token: str) -> pb.Session:
+        return self._loop.run(self._rr.resume_session(session_id, resume_token))
+
+    def migrate_session(self, session_id: str, stage: str = "", actor: str = "") -> pb.Session:
+        return self._loop.run(self._rr.migrate_session(session_id, stage, actor))
+
+    def drain(self, target: str, deadline: float = 60.0, undo: bool = False) -> pb.DrainResponse:
+        return self._loop.run(self._rr.drain(target, deadline, undo))
+
     def models(self) -> list[pb.Model]:
         return self._loop.run(self._rr.models())
 

@@ -59,11 +59,51 @@ def close_session(
 ) -> None:
     """End a session and free its state."""
     with client(address) as rr:
-        session = rr.close_session(session_id, reason)
+        _show(rr.close_session(session_id, reason), as_json)
+
+
+@app.command("suspend")
+def suspend_session(
+    session_id: Id,
+    reason: Annotated[str, typer.Option(help="Kept in its record.")] = "suspended from the command line",
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save a session and free what it holds; its client goes on with its resume token."""
+    with client(address) as rr:
+        _show(rr.suspend_session(session_id, reason), as_json)
+
+
+@app.command("resume")
+def resume_session(
+    session_id: Id,
+    resume_token: Annotated[str, typer.Option(envvar="RIVERRUN_RESUME_TOKEN", help="What its creator was given.")],
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a session up again, before its client connects."""
+    with client(address) as rr:
+        _show(rr.resume_session(session_id, resume_token), as_json)
+
+
+@app.command("migrate")
+def migrate_session(
+    session_id: Id,
+    stage: Annotated[str, typer.Option(help="Only this stage.")] = "",
+    to: Annotated[str, typer.Option(metavar="ACTOR", help="Where to; else wherever there is room.")] = "",
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a running session to other actors."""
+    with client(address) as rr:
+        _show(rr.migrate_session(session_id, stage, to), as_json)
+
+
+def _show(session: pb.Session, as_json: bool) -> None:
     if as_json:
         show_json(session)
     else:
-        out.print(f"{session.session_id}: {_state(session)}", highlight=False)
+        out.print(f"{session.session_id}: {_state(session)} {session.reason}".rstrip(), highlight=False, markup=False)
 
 
 def _when(session: pb.Session) -> str:
