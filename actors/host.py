@@ -80,8 +80,8 @@ class Hosted:
 
 class SessionHost:
     """name: this gateway's, in the records it writes. observe: who is told what a session does, by graph and id.
-    vault: where checkpoints lie; None: sessions end with what they run on. hands_over: at the end, sessions are put away
-    for other gateways."""
+    vault: where checkpoints lie; None: sessions end with what they run on. hands_over: at the end, sessions are put
+    away for other gateways."""
 
     def __init__(
         self,

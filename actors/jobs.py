@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -23,7 +24,8 @@ from riverrun.graphs.items import Event, Frame
 from riverrun.graphs.script import TimedControl
 from riverrun.graphs.sink import drain
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Corrupt
+from riverrun.models.base import BadRequest, Corrupt, Unavailable
+from riverrun.store.records import SessionState
 
 log = logging.getLogger(__name__)
 KEPT = 256
@@ -207,9 +209,16 @@ class JobDesk:
         except Exception as error:  # noqa: BLE001 - a full disk, a codec: nobody but the job can tell
             failure = f"{type(error).__name__}: {error}"
         finally:
-            await hosted.runner.close(f"job {job.id} is over")
+            await self._leave(hosted, f"job {job.id} is over")
             failure = await sink.close(failure)
         job.end(JobState.FAILED if failure else JobState.SUCCEEDED, failure)
+
+    async def _leave(self, hosted: Hosted, reason: str) -> None:
+        """Its session ends with the job, also one that was put away: nobody would ever come back for it."""
+        await hosted.runner.close(reason)
+        if hosted.runner.state is SessionState.SUSPENDED:
+            with contextlib.suppress(NotFound, Unavailable):  # the store is away: it expires there
+                await self._host.close(hosted.runner.record.id, reason)
 
     async def _render(self, job: Job, hosted: Hosted, sink: _Counting) -> str:
         """Why not all frames were written; "" if they were."""
