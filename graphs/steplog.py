@@ -23,7 +23,12 @@ class StepLog:
     def carry(self, seq: int, waiting: deque[Control]) -> tuple[Control, ...]:
         """The controls of step `seq`: those it carried before, else all that wait. None overtakes one logged later, and
         none comes into a step that is made again."""
-        if seq >= self.done and seq not in self.controls and waiting and not any(later > seq for later in self.controls):
+        if (
+            seq >= self.done
+            and seq not in self.controls
+            and waiting
+            and not any(later > seq for later in self.controls)
+        ):
             self.controls[seq] = tuple(waiting)
             waiting.clear()
         return self.controls.get(seq, ())

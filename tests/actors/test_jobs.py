@@ -6,7 +6,7 @@ import pytest
 
 from riverrun.actors.jobs import JobSpec
 from riverrun.actors.sinks import Mp4File, sink_path, writer_for
-from riverrun.actors.timed import TimedControl
+from riverrun.graphs.script import TimedControl
 from riverrun.models.base import BadRequest, Control
 
 RIGHT = JobSpec("g", {}, 0, "", 8, (), {"frames": "file:///x/a.mp4"})

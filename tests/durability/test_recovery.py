@@ -64,6 +64,27 @@ def test_an_actor_dies_and_the_stream_goes_on(w, clock, run, graph, at):
     run(body())
 
 
+@pytest.mark.parametrize("at", [9, 10, 21, 22])
+def test_a_control_that_comes_while_steps_are_made_again_waits_for_a_new_one(w, clock, run, at):
+    async def body():
+        world = w.World(clock)
+        runner = await world.open(SOURCE, CONFIG, params=PARAMS["source"], max_frames=FRAMES)
+        client = w.Client()
+        await client.read(runner, at)
+        world.kill(runner.record.placement["a"].actor)
+        made = runner.status().stages[0].steps
+        await runner.control(Control(1, "prompt", "other"))
+        await client.read(runner)
+        await runner.ended()
+        carried = [line for line in await world.store.read_log("s1") if line.revision and line.step >= 0]
+        assert [line.step >= made for line in carried] == [True]
+        revisions = [frame.revision for frame in client.frames]
+        assert revisions == sorted(revisions) and set(revisions) == {0, 1}
+        assert client.numbers == list(range(FRAMES))
+
+    run(body())
+
+
 @pytest.mark.parametrize("graph", [SOURCE, CHAIN], ids=lambda g: g.name)
 @pytest.mark.parametrize("at", range(1, 40, 6))
 @pytest.mark.parametrize("dead", ["nobody", "some", "all"])

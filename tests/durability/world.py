@@ -188,13 +188,16 @@ class World:
 
     # ---- gateways ----
 
-    async def open(self, graph: Graph, config: RunnerConfig, **options: Any) -> Runner:
+    async def open(
+        self, graph: Graph, config: RunnerConfig, script: Any = (), encoders: Any = None, **options: Any
+    ) -> Runner:
         record = SessionRecord("s1", graph.name, nonce="n1", gateway="g1", created=1000.0, **options)
         stored = await self.store.create(record)
         placed = {n: await self.place(n, actor=a) for n, a in zip(graph.order(), itertools.cycle(self.actors))}
         record = replace(stored, placement={name: p for name, (_, p) in placed.items()})
         handles = {name: h for name, (h, _) in placed.items()}
-        runner = Runner(record, graph, handles, {}, self.store, self.clock, config, durability=self.durability())
+        outside = (encoders or {}, self.store, self.clock, config)
+        runner = Runner(record, graph, handles, *outside, durability=self.durability(), script=script)
         self.runners.append(runner)
         await runner.open()
         return runner
