@@ -144,7 +144,7 @@ class Rig:
 
     def look(self, state: LongLiveState) -> Tensor:
         """The newest block of a blind run as frames, its window decoded from an empty history."""
-        pixels = self.model.vae.decode(state.stream.recent[None], Histories())[0]
+        pixels = self.model.vae.decode(state.stream.recent[None, -self.model.options.window :], Histories())[0]
         block = self.model.options.block * self.model.vae.config.temporal_factor
         return _bytes(pixels[-block:])
 

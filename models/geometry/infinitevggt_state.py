@@ -81,7 +81,10 @@ class InfiniteVGGTState:
 
     def snapshot(self, kind: str = "exact") -> Snapshot:
         """Exact: both caches' slots in their order, scores, frames that wait, counters. Raises Corrupt for a session
-        that failed."""
+        that failed.
+
+        The only kind: which keys were kept follows from all frames ever seen.
+        """
         refuse_snapshot(self)
         check_kind(kind)
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "seed": self.seed, "frames": self.frames}

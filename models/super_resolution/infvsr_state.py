@@ -99,6 +99,8 @@ class InfVSRState(Rewindable):
     def snapshot(self, kind: str = "exact") -> Snapshot:
         """Exact: waiting frames and detector, cache slots in physical order, histories, context, counters.
 
+        The only kind: three quarters of it is what the VAE remembers of both its sides, which reaches back some 150
+        frames; to encode, restore and decode those again costs more than moving it.
         Raises Corrupt for a session that failed.
         """
         refuse_snapshot(self)

@@ -24,7 +24,11 @@ from riverrun.store.blobs import BlobStore
 from riverrun.store.checkpoints import Engine, Manifest, Mark
 
 MARK = Mark(seq=7, consumed={"frames": 3}, chunks={"out": 6}, frames={"out": 18}, ready=True, revision=2, seen=3)
-TENSORS = {"cache": np.arange(11, dtype=np.float32).reshape(1, 11), "none": np.zeros((0, 4)), "ids": np.arange(3)}
+TENSORS: dict[str, np.ndarray] = {
+    "cache": np.arange(11, dtype=np.float32).reshape(1, 11),
+    "none": np.zeros((0, 4)),
+    "ids": np.arange(3),
+}
 
 
 def manifest(session: str = "s-1", stage: str = "generate", epoch: int = 1, seq: int = 7) -> Manifest:
