@@ -127,8 +127,8 @@ class StageDriver:
     """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go.
 
     is_stepping: a step has been asked for, and what it makes is not handed on yet. is_held: no step may begin. log:
-    what its steps carried. script: controls that it puts into steps by itself, at their frames. life: how often it was put on an actor. fault: why it must be brought back before it can go
-    on.
+    what its steps carried. script: controls that it puts into steps by itself, at their frames. life: how often it was
+    put on an actor. fault: why it must be brought back before it can go on.
     """
 
     name: str

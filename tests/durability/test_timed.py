@@ -72,7 +72,7 @@ async def rendered(w, clock, graph, script, frames=16, kill_at=None, encoders=No
 )
 def test_the_chunk_that_begins_at_or_after_the_frame(w, clock, run, at, expected, logged):
     async def body():
-        client, runner, world = await rendered(w, clock, GEN, prompts(*at))
+        client, _, world = await rendered(w, clock, GEN, prompts(*at))
         seen = []
         for first in client.frames[::4]:
             options = {tuple(colour(SEED, f"p{n}", first.chunk)): n for n in range(4)}
