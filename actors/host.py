@@ -215,6 +215,7 @@ class SessionHost:
         task = asyncio.create_task(self._forget(session, hosted.runner))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        log.info("session %s is open", session, extra=hosted.runner.record.about)
         return hosted
 
     async def _repeated(self, stored: SessionRecord) -> Hosted:
@@ -228,7 +229,6 @@ class SessionHost:
 
     async def _forget(self, session: str, runner: Runner) -> None:
         record = await runner.ended()
-        log.info("session %s is open", session, extra=hosted.runner.record.about)
         log.info("session %s is %s: %s", session, record.state.value, record.reason, extra=record.about)
         self._hosted.pop(session, None)
         task = asyncio.create_task(runner.catch_up())

@@ -53,13 +53,13 @@ class RunnerStatus:
     reason: str
     created: float
     paused: bool
+    parked: bool
+    lead_s: float
     frames_delivered: int
     stages: tuple[StageStatus, ...]
     outputs: tuple[OutputStatus, ...]
 
 
-    parked: bool
-    lead_s: float
 def stage_status(name: str, model: str, place: Placement, driver: StageDriver | None) -> StageStatus:
     """driver: None while the session is opening."""
     if driver is None:
