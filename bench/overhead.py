@@ -159,12 +159,13 @@ async def measure_model(address: str, bare: Bare, plan: Plan) -> dict[str, Any]:
     alone, ours = [], []
     async with AsyncClient(address) as rr:
         stream = await rr.stream(MODEL_GRAPH, prompt=PROMPT, seed=SEED, buffer=CHUNK_FRAMES)
-        at = await _chunks(stream, 4)
-        bare.ask(4)
+        await _chunks(stream, 4)
+        answer = bare.ask(2)
         for _ in range(plan.rounds):
+            await _still(rr, stream.session_id, sum(answer["ms"]) / 1000)
             answer = bare.ask(plan.chunks)
             alone.append(1000 * answer["frames"] / sum(answer["ms"]))
-            await _chunks(stream, 3)  # what was made ahead while the other had its turn
+            await _chunks(stream, 4)  # what was made ahead, and the rest of what was begun
             began = time.perf_counter()
             at = await _chunks(stream, plan.chunks)
             ours.append(at / (time.perf_counter() - began))
@@ -181,6 +182,13 @@ async def _chunks(stream: Any, count: int) -> int:
     return frames
 
 
+async def _still(rr: AsyncClient, session: str, wait_s: float) -> None:
+    """Returns when the session has made no step for `wait_s`: it has made ahead what it may."""
+    steps = -1
+    while steps != (steps := (await rr.session(session)).stages[0].steps):
+        await asyncio.sleep(wait_s)
+
+
 async def measure_first(address: str, graph: str, chunk_ms: float, plan: Plan, **params: Any) -> dict[str, Any]:
     """From `Sessions.Create` to the first frame at the client, the actor warm."""
     took = []
@@ -191,6 +199,7 @@ async def measure_first(address: str, graph: str, chunk_ms: float, plan: Plan, *
             await anext(stream)
             took.append(1000 * (time.perf_counter() - began))
             await stream.close()
+            await asyncio.sleep(2 * chunk_ms / 1000)  # the step in hand runs to its end, closed or not
     return {"case": graph, **first_figures(took[1:], chunk_ms)}
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING
 
-from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json
+import typer
+
+from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err
 
 if TYPE_CHECKING:
     from riverrun.configs import ServiceConfig
@@ -15,7 +18,7 @@ def serve(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJso
     """Run a service until Ctrl-C.
 
     It starts what it needs (Ray, a store) unless the configuration names running ones. With --json, the first line
-    on stdout is the address once it answers.
+    on stdout says as JSON where it is, once it answers.
     """
     from riverrun.configs import load_service
 
@@ -29,7 +32,7 @@ async def _serve(config: ServiceConfig, as_json: bool) -> None:
     set_up(config.log)
     async with Service(config) as service:
         if as_json:
-            show_json({"address": service.address, "metrics": service.metrics_address})
+            typer.echo(json.dumps({"address": service.address, "metrics": service.metrics_address}))
         err.print(f"riverrun serves at [bold]{service.address}[/]; Ctrl-C stops it", highlight=False)
         if service.metrics_address:
             err.print(f"metrics at http://{service.metrics_address}/metrics", highlight=False)

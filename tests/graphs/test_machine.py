@@ -5,6 +5,7 @@ ended, says why, and leaves neither States nor tasks."""
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -49,7 +50,8 @@ class Reader:
 class SessionMachine(RuleBasedStateMachine):
     """One session on two fake stages, on a loop and a clock of its own; between rules all is at rest."""
 
-    graph, lab = SOURCE, None
+    graph = SOURCE
+    lab: Any = None
 
     def __init__(self) -> None:
         super().__init__()

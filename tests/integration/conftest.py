@@ -139,7 +139,7 @@ class Stream:
             assert message is not None, "the stream ended before the receipt"
             if message.WhichOneof("message") == "frame":
                 self.credit(1, message.frame.port)
-            elif message.receipt.revision == revision:
+            elif message.HasField("receipt") and message.receipt.revision == revision:
                 found.append(message.receipt)
         return found
 

@@ -4,7 +4,6 @@ One service for the module. What the pictures show is measured elsewhere (`bench
 pictures, the same for the same seed, and others after a switch.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -33,7 +32,7 @@ def stubs():
     without = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=without) as service:
         try:
-            address = json.loads("".join(itertools.islice(service.stdout, 3)))["address"]
+            address = json.loads(service.stdout.readline())["address"]
             with grpc.insecure_channel(address) as channel:
                 yield Stubs(channel)
         finally:
