@@ -53,12 +53,11 @@ class RunnerStatus:
     reason: str
     created: float
     paused: bool
+    parked: bool
+    lead_s: float
     frames_delivered: int
     stages: tuple[StageStatus, ...]
     outputs: tuple[OutputStatus, ...]
-
-    parked: bool
-    lead_s: float
 
 
 def stage_status(name: str, model: str, place: Placement, driver: StageDriver | None) -> StageStatus:
