@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import ray
+from ray.exceptions import ActorAlreadyExistsError
 
 from riverrun.actors.encoder import start_encoder
 from riverrun.actors.health import StageHealth
@@ -30,6 +32,10 @@ from riverrun.models.base import BadRequest, ModelInfo
 log = logging.getLogger(__name__)
 NAME, NAMESPACE = "riverrun-controller", "riverrun"
 WATCH_S = 1.0
+RESTARTS = -1
+"""Where it died, Ray starts it again, on another node if need be. Its actors end with it: it starts others, and
+sessions go on from their checkpoints."""
+
 P99S = 20.0
 """A step may take so many times the 99th percentile of the last ones before its actor counts as hung."""
 
@@ -171,11 +177,15 @@ def controller_actor(
     catalogue: Catalogue, step_timeout_s: float, is_shared: bool
 ) -> tuple[ray.actor.ActorHandle, bool]:
     """A controller, and whether this call started it. is_shared: the cluster's one, else one that nobody else finds."""
-    remote = ray.remote(num_cpus=0, concurrency_groups=GROUPS, max_restarts=0, max_task_retries=0)(Controller)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": RESTARTS, "max_task_retries": 0}
+    remote = ray.remote(concurrency_groups=GROUPS, **options)(Controller)
     if not is_shared:
         return remote.remote(catalogue, step_timeout_s), True
     try:
         return ray.get_actor(NAME, namespace=NAMESPACE), False
     except ValueError:
-        options = {"name": NAME, "namespace": NAMESPACE, "lifetime": "detached"}
-        return remote.options(**options).remote(catalogue, step_timeout_s), True
+        named = remote.options(name=NAME, namespace=NAMESPACE, lifetime="detached")
+    try:
+        return named.remote(catalogue, step_timeout_s), True
+    except ActorAlreadyExistsError:  # another gateway was quicker
+        return ray.get_actor(NAME, namespace=NAMESPACE), False
