@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from riverrun.bench.adherence import Rig, held_out_scenes
-from riverrun.bench.checkpoint_sizes import released
+from riverrun.bench.checkpoint_sizes import Released, released
 from riverrun.bench.report import table, write_json
 from riverrun.models.base import Snapshot, StreamModel, parse_params
 from riverrun.models.generation.longlive_state import LongLiveState
@@ -184,8 +184,8 @@ def _drift(how: str, rig: Rig, states: list[LongLiveState], again: list[LongLive
         (o.chunk, o.frames, o.revision) for o in again
     ]
     size = pairs[0][0].shape[1]
-    ends = errors[:, :size], errors[:, -size:]
-    return Drift(how, nbytes, _db(errors.mean()), _db(errors.max()), *(_db(end.mean()) for end in ends), counts)
+    first, last = errors[:, :size].mean(), errors[:, -size:].mean()
+    return Drift(how, nbytes, _db(errors.mean()), _db(errors.max()), _db(first), _db(last), counts)
 
 
 def _errors(a: Tensor, b: Tensor) -> Tensor:
@@ -219,24 +219,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = BlobStore(folder)
         found = costs(store, plan)
-        columns = ("model", "kind", "session", "blob", "copy ms", "write ms", "read ms", "restore ms")
-        rows = [(c.model, c.kind, human(c.held), human(c.nbytes), c.copy, c.write, c.read, c.restore) for c in found]
-        print("\n(a) tiny configurations\n" + table(columns, rows))
+        print("\n(a) tiny configurations\n" + _costs(found))
         sizes = released()
-        columns = ("model", "session", "exact", "recache")
-        shown = [(s.model, s.session, human(s.exact), s.recache and human(s.recache)) for s in sizes]
-        print("\n(b) predicted at released sizes\n" + table(columns, shown))
+        print("\n(b) predicted at released sizes\n" + _sizes(sizes))
         speeds = [speed(store, nbytes, plan.repeats) for nbytes in plan.blobs]
-        shown = [(human(s.nbytes), s.write, s.read) for s in speeds]
-        print("\n(c) the blob store\n" + table(("blob", "write s", "read s"), shown))
+        print("\n(c) the blob store\n" + _speeds(speeds))
     drift = drifts(Rig(), plan)
-    columns = ("recache", "blob", "mean dB", "worst frame", "first block", "last block", "counts equal")
-    shown = [(d.how, human(d.nbytes), d.mean, d.worst, d.first, d.last, d.is_counted) for d in drift]
-    print(f"\n(d) the next {FRAMES} frames against the undisturbed stream (-: bit-equal)\n" + table(columns, shown))
+    print(f"\n(d) the next {FRAMES} frames against the undisturbed stream (-: bit-equal)\n" + _drifts(drift))
     if args.json:
-        parts = {"tiny": found, "released": sizes, "store": speeds, "drift": drift}
+        parts: dict[str, list[Any]] = {"tiny": found, "released": sizes, "store": speeds, "drift": drift}
         figures = {name: [asdict(each) for each in part] for name, part in parts.items()}
         write_json(args.json, "checkpoint", {"quick": args.quick, **asdict(plan)}, figures)
+
+
+def _costs(figures: list[Cost]) -> str:
+    columns = ("model", "kind", "session", "blob", "copy ms", "write ms", "read ms", "restore ms")
+    rows = [(c.model, c.kind, human(c.held), human(c.nbytes), c.copy, c.write, c.read, c.restore) for c in figures]
+    return table(columns, rows)
+
+
+def _sizes(figures: list[Released]) -> str:
+    rows = [(s.model, s.session, human(s.exact), None if s.recache is None else human(s.recache)) for s in figures]
+    return table(("model", "session", "exact", "recache"), rows)
+
+
+def _speeds(figures: list[Speed]) -> str:
+    return table(("blob", "write s", "read s"), [(human(s.nbytes), s.write, s.read) for s in figures])
+
+
+def _drifts(figures: list[Drift]) -> str:
+    columns = ("recache", "blob", "mean dB", "worst frame", "first block", "last block", "counts equal")
+    rows = [(d.how, human(d.nbytes), d.mean, d.worst, d.first, d.last, d.is_counted) for d in figures]
+    return table(columns, rows)
 
 
 if __name__ == "__main__":

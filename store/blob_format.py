@@ -29,7 +29,7 @@ _HEAD = len(_OPENING % 0)
 class Sink(Protocol):
     """A file to write to."""
 
-    def write(self, data: bytes | np.ndarray, /) -> object: ...
+    def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 class Source(Protocol):
@@ -39,7 +39,7 @@ class Source(Protocol):
 
     def read(self, count: int, /) -> bytes: ...
 
-    def readinto(self, into: np.ndarray, /) -> int: ...
+    def readinto(self, into: memoryview, /) -> int: ...
 
 
 def layout(tensors: Mapping[str, np.ndarray]) -> tuple[TensorEntry, ...]:
@@ -118,5 +118,5 @@ def _aligned(at: int) -> int:
     return -(-at // ALIGN) * ALIGN
 
 
-def _pieces(data: np.ndarray) -> list[np.ndarray]:
-    return [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+def _pieces(data: np.ndarray) -> list[memoryview]:
+    return [data.data[start : start + PIECE] for start in range(0, len(data), PIECE)]
