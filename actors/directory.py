@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 
@@ -96,9 +97,15 @@ class Directory:
         found: dict[str, EncoderHandle] = {}
         for stage in graph.stages:
             if stage.model in self.models and self.models[stage.model].encoder:
-                place = await ask(self._controller.encoder.remote(stage.model), CONTROLLER)
-                found[stage.name] = RayEncoderHandle(place.handle, _who(place))
+                place = await self._encoder(stage.model)
+                found[stage.name] = RayEncoderHandle(place.handle, _who(place), partial(self._handle, stage.model))
         return found
+
+    async def _encoder(self, model: str) -> Place:
+        return await ask(self._controller.encoder.remote(model), CONTROLLER)
+
+    async def _handle(self, model: str) -> ray.actor.ActorHandle:
+        return (await self._encoder(model)).handle
 
 
 class SessionPlacer:

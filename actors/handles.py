@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -124,10 +124,16 @@ class RayStageHandle:
 
 
 class RayEncoderHandle:
-    """`EncoderHandle` over the shared encoder actor."""
+    """`EncoderHandle` over the shared encoder actor. again: asks for the one that took its place after it died."""
 
-    def __init__(self, actor: ray.actor.ActorHandle, who: str) -> None:
-        self._actor, self._who = actor, who
+    def __init__(
+        self, actor: ray.actor.ActorHandle, who: str, again: Callable[[], Awaitable[ray.actor.ActorHandle]]
+    ) -> None:
+        self._actor, self._who, self._again = actor, who, again
 
     async def encode(self, text: str) -> np.ndarray:
-        return await ask(self._actor.encode.remote(text), self._who)
+        try:
+            return await ask(self._actor.encode.remote(text), self._who)
+        except StageGone:
+            self._actor = await self._again()
+            return await ask(self._actor.encode.remote(text), self._who)
