@@ -55,7 +55,7 @@ class ControlDesk:
         self._tell = tell
         self._hand = hand
         self._pause = pause
-        self._last = 0
+        self._last = self._paused_by = 0
         self._receipts: OrderedDict[int, list[Receipt]] = OrderedDict()
         self._pending: dict[int, set[str]] = {}
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
@@ -143,9 +143,8 @@ class ControlDesk:
             control = arrival.control
             await self._keeper.log(ControlEntry(control.revision, control.kind, control.value, arrival.named))
             self._say(Receipt(control.revision, ReceiptStage.RECEIVED))
-            if control.kind == PAUSE:
-                chunk, frame = await self._pause(control.value)
-                self._settle(Receipt(control.revision, ReceiptStage.APPLIED, chunk, frame))
+            if control.kind == PAUSE and control.value:
+                await self._hold(control)
             else:
                 self._encodings.put_nowait(arrival)
 
@@ -153,6 +152,9 @@ class ControlDesk:
         """Puts embeddings into prompts and hands controls to their stages, in order. Runs until cancelled."""
         while True:
             arrival = await self._encodings.get()
+            if arrival.control.kind == PAUSE:
+                await self._hold(arrival.control)
+                continue
             try:
                 ready = [(stage, await self._embedded(arrival.control, stage)) for stage in arrival.targets]
             except (BadRequest, Unavailable, Corrupt) as error:
@@ -160,6 +162,15 @@ class ControlDesk:
                 continue
             for stage, control in ready:
                 self._hand(stage, control)
+
+    async def _hold(self, control: Control) -> None:
+        """A pause acts at once; its end when what came before it is in force, unless there is a newer pause."""
+        if control.revision > self._paused_by:
+            self._paused_by = control.revision
+            where = await self._pause(control.value)
+        else:
+            where = await self._pause(True)
+        self._settle(Receipt(control.revision, ReceiptStage.APPLIED, *where))
 
     async def _embedded(self, control: Control, stage: str) -> Control:
         if control.kind != PROMPT or stage not in self._encoders:

@@ -207,7 +207,8 @@ class StreamModel(ABC):
     def decisions(self, state: Any) -> Any:
         """What the last step decided by value, and that changes how many outputs there are (token ids, scene cuts).
 
-        A small JSON-able value; None: nothing. Rounding in another batch could flip it, so a replay is told.
+        A small JSON-able value; None: nothing. Rounding in another batch could flip it, so a replay is told. Read after
+        each numbered step, one that only took input included.
         """
         return None
 

@@ -3,6 +3,7 @@ simulator."""
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,15 +13,26 @@ import numpy as np
 
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
-from riverrun.store.records import ENDED_TTL_S, Conflict, ControlEntry, Page, SessionRecord, make_token, parse_token
+from riverrun.store.records import (
+    Conflict,
+    ControlEntry,
+    Page,
+    SessionRecord,
+    StoreIdentity,
+    Ttls,
+    make_token,
+    parse_token,
+)
 
 
 class MemoryStore:
-    """See `records.Store`. now: seconds, for expiry."""
+    """See `records.Store`. now: seconds, for expiry. run: of its server; a test that restarts it changes that."""
 
-    def __init__(self, ended_ttl_s: float = ENDED_TTL_S, now: Callable[[], float] = time.time):
-        self._ended_ttl_s = ended_ttl_s
+    def __init__(self, ttls: Ttls = Ttls(), now: Callable[[], float] = time.time):
+        self._ttls = ttls
         self._now = now
+        self.run = "memory"
+        self._born: tuple[str, float] | None = None
         self._records: dict[str, str] = {}
         self._logs: dict[str, deque[str]] = {}
         self._expiry: dict[str, float] = {}
@@ -97,12 +109,22 @@ class MemoryStore:
         self._gateways = {name: (address, end) for name, (address, end) in self._gateways.items() if end > now}
         return {name: address for name, (address, _) in self._gateways.items()}
 
+    async def identity(self) -> StoreIdentity:
+        self._born = self._born or (secrets.token_hex(8), self._now())
+        return StoreIdentity(self.run, *self._born)
+
+    def wipe(self) -> None:
+        """It has lost everything."""
+        self._born = None
+        for held in (self._records, self._logs, self._expiry, self._counted, self._gateways):
+            held.clear()
+
     async def check(self) -> None:
-        """Raises Corrupt for what belongs to no record, and for an ended record that would stay for ever."""
+        """Raises Corrupt for what belongs to no record, and for a record that would stay for ever."""
         orphans = (set(self._logs) | set(self._expiry)) - set(self._records)
-        lasting = {record.id for record in self._all() if record.state.ended} - set(self._expiry)
+        lasting = set(self._records) - set(self._expiry)
         if orphans or lasting:
-            raise Corrupt(f"logs without record: {sorted(orphans)}, ended without expiry: {sorted(lasting)}")
+            raise Corrupt(f"logs without record: {sorted(orphans)}, without expiry: {sorted(lasting)}")
 
     async def _held(self, record: SessionRecord) -> SessionRecord:
         stored = await self.get(record.id)
@@ -112,8 +134,7 @@ class MemoryStore:
 
     def _write(self, record: SessionRecord) -> SessionRecord:
         self._records[record.id] = record.to_json()
-        if record.state.ended:
-            self._expiry[record.id] = self._now() + self._ended_ttl_s
+        self._expiry[record.id] = self._now() + self._ttls.of(record.state)
         return record
 
     def _all(self) -> list[SessionRecord]:

@@ -22,6 +22,8 @@ ENDED_TTL_S = 3600.0
 """For how long an ended session's record can be read."""
 LIVE_TTL_S = 86_400.0
 """For how long after its last write a live record stays."""
+SUSPENDED_TTL_S = 7 * 86_400.0
+"""For how long a session that was put away is kept."""
 
 
 class Conflict(Unavailable):
@@ -64,6 +66,30 @@ def advance(now: SessionState, to: SessionState) -> SessionState:
     if to not in _NEXT[now]:
         raise Corrupt(f"a session can't go from {now.value} to {to.value}")
     return to
+
+
+@dataclass(frozen=True)
+class Ttls:
+    """For how long records stay after their last write, seconds, by how their sessions stand."""
+
+    live_s: float = LIVE_TTL_S
+    suspended_s: float = SUSPENDED_TTL_S
+    ended_s: float = ENDED_TTL_S
+
+    def of(self, state: SessionState) -> float:
+        if state.ended:
+            return self.ended_s
+        return self.live_s if state.runs else self.suspended_s
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """Which store answers. run: changes when its server is restarted, or another one takes its place. born, born_at: a
+    name for what lies in it and the time it was given, seconds since 1970; another one means that all was lost."""
+
+    run: str
+    born: str
+    born_at: float
 
 
 @dataclass(frozen=True)
@@ -253,7 +279,7 @@ class Store(Protocol):
     async def update(self, record: SessionRecord) -> SessionRecord:
         """Replaces the record if the stored one has the same version, epoch and nonce; returns it with version + 1.
 
-        An ended record stays for a while, then expires. Raises Conflict if they differ or the record is gone.
+        Each record stays for a while after its last write (`Ttls`), then expires. Raises Conflict if they differ or the record is gone.
         """
 
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
@@ -276,3 +302,6 @@ class Store(Protocol):
 
     async def gateways(self) -> Mapping[str, str]:
         """Live gateways, name to address."""
+
+    async def identity(self) -> StoreIdentity:
+        """Which store this is; an empty one is given a name."""

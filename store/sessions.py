@@ -6,13 +6,15 @@
     rr:tenant:<tenant>      sorted set: what counts as its sessions (`store/tenants.py`)
     rr:sessions             sorted set: session by time of creation; a hint, mended as pages are read and sessions come
     rr:gateway:<name>, rr:gateways   address with a TTL, and sorted set: gateway by expiry
+    rr:born                 a name for all this, and when it was given: where it is another one, all was lost
 
-Everything of a session expires: an ended one after `ended_ttl_s`, a live one `live_ttl_s` after its last write (its
-runner writes every few seconds; one that nobody writes any more is an orphan). No command here scans the key space.
+Everything of a session expires so long after its last write as `Ttls` says (the runner of a live one writes every few
+seconds; one that nobody writes any more is an orphan). No command here scans the key space.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,18 +29,19 @@ from redis.exceptions import RedisError, ResponseError
 from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
 from riverrun.store import tenants
 from riverrun.store.records import (
-    ENDED_TTL_S,
-    LIVE_TTL_S,
     Conflict,
     ControlEntry,
     Page,
     SessionRecord,
+    StoreIdentity,
+    Ttls,
     make_token,
     parse_token,
 )
 
 INDEX = "rr:sessions"
 GATEWAYS = "rr:gateways"
+BORN = "rr:born"
 BATCH = 100
 MENDED = 4
 NEVER = -1  # PTTL of a key that does not expire
@@ -96,9 +99,7 @@ class SessionStore:
     Raises BadRequest for another kind of URL.
     """
 
-    def __init__(
-        self, url: str, timeout_s: float = 2.0, ended_ttl_s: float = ENDED_TTL_S, live_ttl_s: float = LIVE_TTL_S
-    ):
+    def __init__(self, url: str, timeout_s: float = 2.0, ttls: Ttls = Ttls()):
         try:
             self._redis: Any = redis.asyncio.from_url(
                 url,
@@ -109,8 +110,7 @@ class SessionStore:
             )
         except ValueError as error:  # the URL may hold a password, so it is not shown
             raise BadRequest(f"redis_url: {error}") from None
-        self._ended_ms = int(ended_ttl_s * 1000)
-        self._live_ms = int(live_ttl_s * 1000)
+        self._ttls = ttls
         self._create = self._redis.register_script(_CREATE)
         self._write = self._redis.register_script(_WRITE)
         self._log = self._redis.register_script(_LOG)
@@ -130,7 +130,7 @@ class SessionStore:
         """The record is written before its client id is claimed, so a claimed id always has one to show."""
         new = replace(record, version=1)
         with _reached():
-            fields: Args = [1, new.epoch, new.nonce, new.to_json(), self._live_ms]
+            fields: Args = [1, new.epoch, new.nonce, new.to_json(), self._ttl_ms(new)]
             if not await self._create(keys=[record_key(new.id)], args=fields):
                 return await self.get(new.id) or await self.create(record)  # it expired in between
             await self._redis.zadd(INDEX, {new.id: new.created})
@@ -156,7 +156,7 @@ class SessionStore:
         dead = ""
         while True:
             with _reached():
-                held = await self._claim(keys=[client_key(new)], args=[dead, new.id, self._live_ms])
+                held = await self._claim(keys=[client_key(new)], args=[dead, new.id, self._ttl_ms(new)])
             if held == new.id:
                 return new
             holder = await self.get(held)
@@ -215,7 +215,7 @@ class SessionStore:
         return await self._replace(stored, replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
 
     async def _replace(self, old: SessionRecord, new: SessionRecord) -> SessionRecord:
-        ttl = self._ended_ms if new.state.ended else self._live_ms
+        ttl = self._ttl_ms(new)
         guard: Args = [old.version, old.epoch, old.nonce]
         fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl]
         with _reached():
@@ -227,8 +227,11 @@ class SessionStore:
                 await self._redis.zrem(tenants.tenant_key(new.tenant), new.id)
         return new
 
+    def _ttl_ms(self, record: SessionRecord) -> int:
+        return int(self._ttls.of(record.state) * 1000)
+
     async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
-        args: Args = [record.epoch, record.nonce, entry.to_json(), keep, self._live_ms]
+        args: Args = [record.epoch, record.nonce, entry.to_json(), keep, self._ttl_ms(record)]
         with _reached():
             if not await self._log(keys=[record_key(record.id), log_key(record.id)], args=args):
                 raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")
@@ -253,7 +256,7 @@ class SessionStore:
         """Raises Corrupt for a key of ours that would stay for ever. Scans the key space: for tests."""
         with _reached():
             async for key in self._redis.scan_iter("rr:*", count=1000):
-                lasts = key in (INDEX, GATEWAYS) or key.startswith(tenants.PREFIX)
+                lasts = key in (INDEX, GATEWAYS, BORN) or key.startswith(tenants.PREFIX)
                 if not lasts and await self._redis.pttl(key) == NEVER:
                     raise Corrupt(f"{key} never expires")
 
@@ -265,6 +268,12 @@ class SessionStore:
                 pipe.zadd(GATEWAYS, {gateway: now + ttl_s})
                 pipe.zremrangebyscore(GATEWAYS, "-inf", now - 3600)
                 await pipe.execute()
+
+    async def identity(self) -> StoreIdentity:
+        with _reached():
+            await self._redis.set(BORN, f"{secrets.token_hex(8)} {time.time()!r}", nx=True)
+            born, at = (await self._redis.get(BORN)).split()
+            return StoreIdentity((await self._redis.info("server"))["run_id"], born, float(at))
 
     async def gateways(self) -> Mapping[str, str]:
         with _reached():

@@ -52,7 +52,7 @@ class TextState(Rewindable):
     """One session.
 
     waiting: prompts not begun yet, oldest first. emitted: tokens sent. revision: the last control's. decided: what the
-    last step decided; forced: what the next one must. kinds: of snapshots it can give.
+    last step decided, if nothing was taken since; forced: what the next one must. kinds: of snapshots it can give.
     """
 
     params: TextParams
@@ -156,11 +156,13 @@ class LanguageModel(StreamModel):
         return TextState(params, seed, stream, kinds=self.snapshot_kinds())
 
     def push(self, state: TextState, chunk: Chunk) -> None:
+        state.decided = None
         if chunk.port != "prompt":
             raise BadRequest(f"the input port is 'prompt', got a chunk on {chunk.port!r}")
         self._take(state, np.asarray(chunk.data))
 
     def control(self, state: TextState, control: Control) -> None:
+        state.decided = None
         if control.kind != "prompt" or self.tokenizer is None:
             takes = "prompts" if self.tokenizer else "no control (it has no tokenizer)"
             raise BadRequest(f"this model takes {takes}, got a control of kind {control.kind!r}")

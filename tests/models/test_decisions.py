@@ -115,6 +115,14 @@ def test_an_undisturbed_replay_is_not_touched(row: Row, model: StreamModel) -> N
     assert all(np.array_equal(array, right.tensors[name]) for name, array in left.tensors.items())
 
 
+def test_input_decides_nothing(row: Row, model: StreamModel) -> None:
+    state = model.open(model.Params(**row.params), 6)
+    live(row, model, state, 3)
+    assert model.decisions(state) is not None
+    model.push(state, row.feed(1, 9)[0])
+    assert model.decisions(state) is None
+
+
 def test_one_session_of_a_batch_is_forced(tmp_path: Path) -> None:
     row = next(row for row in TEXTS if row.params.get("temperature") == SAMPLED["temperature"])
     model = built(row, tmp_path)

@@ -151,12 +151,12 @@ def test_an_ended_record_expires(with_store):
         await eventually(gone)
         assert [r.id for r in (await store.page(include_ended=True)).records] == ["lives"]
 
-    with_store(body, ended_ttl_s=0.2)
+    with_store(body, ttls=Ttls(ended_s=0.2))
 
 
 def test_the_index_shrinks_as_sessions_come_though_nobody_reads_it(server):
     async def body() -> None:
-        store = SessionStore(server.url, ended_ttl_s=0.02)
+        store = SessionStore(server.url, ttls=Ttls(ended_s=0.02))
 
         async def none_left() -> bool:
             return not [key async for key in store._redis.scan_iter("rr:{old*")]
