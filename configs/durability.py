@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from riverrun.models.base import BadRequest
+from riverrun.store.records import SUSPENDED_TTL_S
 
 KINDS = ("exact", "recache")
 
@@ -20,7 +21,10 @@ class CheckpointConfig:
     seconds: or after so many. inputs: or when so many of a client's frames are in none. grace_s: one is deleted so long
     after it was replaced. restores: at once, on one gateway. patience_s: for so long a place is looked for after a
     fault; then the session is suspended. suspend_idle: a session left alone is suspended, not ended.
-    retention_s: a suspended session is kept so long.
+    retention_s: a suspended session is kept so long. pressure_idle_s: where a session finds no room, the one that has
+    been left alone longest is suspended for it, if nobody was there for so long. reap_s: so often what nobody needs any
+    more is looked for. evidence_s: what a failed session left is kept so long, and that of one whose record is gone.
+    orphan_s: a State that nobody has called for so long, and that no session has a claim to, is freed.
     """
 
     uri: str = ""
@@ -33,13 +37,27 @@ class CheckpointConfig:
     restores: int = 2
     patience_s: float = 60.0
     suspend_idle: bool = False
-    retention_s: float = 7 * 86_400.0
+    retention_s: float = SUSPENDED_TTL_S
+    pressure_idle_s: float = 5.0
+    reap_s: float = 60.0
+    evidence_s: float = 86_400.0
+    orphan_s: float = 300.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BadRequest(f"checkpoints.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.chunks < 0 or self.inputs < 1 or self.restores < 1:
             raise BadRequest("checkpoints: chunks must not be negative, inputs and restores at least 1")
-        for name in ("seconds", "grace_s", "patience_s", "retention_s"):
+        times = (
+            "seconds",
+            "grace_s",
+            "patience_s",
+            "retention_s",
+            "pressure_idle_s",
+            "reap_s",
+            "evidence_s",
+            "orphan_s",
+        )
+        for name in times:
             if not 0 < getattr(self, name) < float("inf"):
                 raise BadRequest(f"checkpoints.{name} must be positive and finite, got {getattr(self, name)}")

@@ -14,6 +14,7 @@ import numpy as np
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
 from riverrun.store.records import (
+    TTLS,
     Conflict,
     ControlEntry,
     Page,
@@ -28,7 +29,7 @@ from riverrun.store.records import (
 class MemoryStore:
     """See `records.Store`. now: seconds, for expiry. run: of its server; a test that restarts it changes that."""
 
-    def __init__(self, ttls: Ttls = Ttls(), now: Callable[[], float] = time.time):
+    def __init__(self, ttls: Ttls = TTLS, now: Callable[[], float] = time.time):
         self._ttls = ttls
         self._now = now
         self.run = "memory"

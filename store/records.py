@@ -82,6 +82,9 @@ class Ttls:
         return self.live_s if state.runs else self.suspended_s
 
 
+TTLS = Ttls()
+
+
 @dataclass(frozen=True)
 class StoreIdentity:
     """Which store answers. run: changes when its server is restarted, or another one takes its place. born, born_at: a
@@ -279,7 +282,8 @@ class Store(Protocol):
     async def update(self, record: SessionRecord) -> SessionRecord:
         """Replaces the record if the stored one has the same version, epoch and nonce; returns it with version + 1.
 
-        Each record stays for a while after its last write (`Ttls`), then expires. Raises Conflict if they differ or the record is gone.
+        Each record stays for a while after its last write (`Ttls`), then expires. Raises Conflict if they differ or the
+        record is gone.
         """
 
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:

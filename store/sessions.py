@@ -29,6 +29,7 @@ from redis.exceptions import RedisError, ResponseError
 from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
 from riverrun.store import tenants
 from riverrun.store.records import (
+    TTLS,
     Conflict,
     ControlEntry,
     Page,
@@ -99,7 +100,7 @@ class SessionStore:
     Raises BadRequest for another kind of URL.
     """
 
-    def __init__(self, url: str, timeout_s: float = 2.0, ttls: Ttls = Ttls()):
+    def __init__(self, url: str, timeout_s: float = 2.0, ttls: Ttls = TTLS):
         try:
             self._redis: Any = redis.asyncio.from_url(
                 url,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from riverrun.models.base import BadRequest
-from riverrun.store.records import Conflict, ControlEntry, Placement, PortMark, SessionRecord, SessionState, Store
+from riverrun.store.records import Conflict, ControlEntry, Placement, PortMark, SessionRecord, SessionState, Store, Ttls
 from riverrun.store.sessions import INDEX, SessionStore
 
 
@@ -152,6 +152,72 @@ def test_an_ended_record_expires(with_store):
         assert [r.id for r in (await store.page(include_ended=True)).records] == ["lives"]
 
     with_store(body, ttls=Ttls(ended_s=0.2))
+
+
+@pytest.mark.parametrize(
+    ("ttls", "gone"),
+    [
+        (Ttls(live_s=0.2), {"live"}),
+        (Ttls(suspended_s=0.2), {"put away"}),
+        (Ttls(ended_s=0.2), {"closed", "failed"}),
+    ],
+)
+def test_how_long_a_record_is_kept_goes_by_its_state(with_store, ttls, gone):
+    states = {
+        "live": SessionState.RUNNING,
+        "put away": SessionState.SUSPENDED,
+        "closed": SessionState.CLOSED,
+        "failed": SessionState.FAILED,
+    }
+
+    async def body(store: Store) -> None:
+        for name, state in states.items():
+            made = await store.create(record(name, client_id=name))
+            await store.log(made, ControlEntry(1, "prompt"), keep=4)
+            await store.update(replace(made, state=state))
+
+        async def left() -> bool:
+            return {name for name in states if await store.get(name) is None} == gone
+
+        await eventually(left)
+        for name in states:
+            assert bool(await store.read_log(name)) == (name not in gone)
+        await store.check()
+
+    with_store(body, ttls=ttls)
+
+
+def test_a_session_that_goes_on_is_kept_as_a_live_one_again(with_store):
+    async def body(store: Store) -> None:
+        made = await store.create(record())
+        away = await store.update(replace(made, state=SessionState.SUSPENDED))
+        taken = await store.take("a", away.version, 2, "new")
+        assert taken.state is SessionState.SUSPENDED
+        await store.update(replace(taken, state=SessionState.RUNNING))
+
+        async def gone() -> bool:
+            return await store.get("a") is None
+
+        await eventually(gone)
+
+    with_store(body, ttls=Ttls(live_s=0.2))
+
+
+def test_a_store_has_a_name_until_it_loses_everything(with_store):
+    async def body(store: Store) -> None:
+        first = await store.identity()
+        assert await store.identity() == first
+        await (store._redis.flushall() if isinstance(store, SessionStore) else _wiped(store))
+        second = await store.identity()
+        assert second.run == first.run
+        assert second.born != first.born
+        assert second.born_at >= first.born_at
+
+    with_store(body)
+
+
+async def _wiped(store: Any) -> None:
+    store.wipe()
 
 
 def test_the_index_shrinks_as_sessions_come_though_nobody_reads_it(server):
