@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import ActorAlreadyExistsError
 
 from riverrun.actors.encoder import start_encoder
-from riverrun.actors.health import StageHealth
+from riverrun.actors.health import Resident, StageHealth
 from riverrun.actors.loading import carried
 from riverrun.actors.logs import set_up
 from riverrun.actors.pool import MemberHealth, Place, PlaceWish, Pool
@@ -137,6 +137,18 @@ class Controller:
     def actors(self) -> list[MemberHealth]:
         """Every actor of every model."""
         return [health for pool in self._pools.values() for health in pool.healths()]
+
+    @carried
+    @ray.method(concurrency_group="looks")
+    def residents(self) -> list[Resident]:
+        """Whose States lie on the actors of every model."""
+        return [resident for pool in self._pools.values() for resident in pool.residents()]
+
+    @carried
+    @ray.method(concurrency_group="looks")
+    def evict(self, resident: Resident) -> None:
+        """See `Pool.evict`."""
+        self._pool(resident.model).evict(resident)
 
     @carried
     @ray.method(concurrency_group="looks")

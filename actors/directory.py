@@ -13,6 +13,7 @@ import ray
 from riverrun.actors.controller import Catalogue, Cordon
 from riverrun.actors.errors import NotFound
 from riverrun.actors.handles import RayEncoderHandle, RayStageHandle, ask
+from riverrun.actors.health import Resident
 from riverrun.actors.pool import MemberHealth, Place, PlaceWish
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.stage import EncoderHandle, Placer, StageHandle
@@ -87,6 +88,14 @@ class Directory:
     async def actors(self) -> list[MemberHealth]:
         """Every actor there is."""
         return await ask(self._controller.actors.remote(), CONTROLLER)
+
+    async def residents(self) -> list[Resident]:
+        """Whose States lie on the actors."""
+        return await ask(self._controller.residents.remote(), CONTROLLER)
+
+    async def evict(self, resident: Resident) -> None:
+        """Frees a State. Raises StaleEpoch if somebody has taken it over since."""
+        await ask(self._controller.evict.remote(resident), CONTROLLER)
 
     async def check(self) -> None:
         """Raises Corrupt if the books of an actor do not add up. For tests."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from riverrun.graphs.stage import Epoch
+
 
 @dataclass(frozen=True)
 class StageHealth:
@@ -29,3 +31,17 @@ class StageHealth:
     pid: int = 0
     node: str = ""
     p50_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A State that an actor holds, or has set room aside for. epoch: the newest runner's it knows of. idle_s: since
+    somebody called for it; 0 while a step runs. model, actor, incarnation: where it is."""
+
+    session: str
+    stage: str
+    epoch: Epoch
+    idle_s: float
+    model: str = ""
+    actor: str = ""
+    incarnation: str = ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.errors import Denied, NotFound
+from riverrun.actors.grants import Grants
 from riverrun.actors.principal import Principal
 from riverrun.actors.quota import Quotas
 from riverrun.actors.sessions import NoRoom
@@ -32,10 +33,12 @@ from riverrun.graphs.stage import BadRequest, EncoderHandle, StageHandle
 from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Corrupt, Unavailable
-from riverrun.store.records import SessionRecord, SessionState, Store, token_digest
+from riverrun.store.rebuild import noted, rebuilt
+from riverrun.store.records import Conflict, SessionRecord, SessionState, Store, token_digest
 
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
+TAKE_TRIES = 8
 HANDOVER_S = 0.5
 """A client waits so long before it goes to the next gateway."""
 
@@ -99,6 +102,7 @@ class SessionHost:
         self._gate = Gate(config.checkpoints.restores)
         self._adopting: dict[str, asyncio.Lock] = {}
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
+        self.grants = Grants(store, clock, config.store_grace_s)
         self.closing = ""
         self.quotas = Quotas(config.auth, clock)
         self._hosted: dict[str, Hosted] = {}
@@ -114,6 +118,7 @@ class SessionHost:
         script: controls that come into force by themselves. Raises BadRequest, NotFound, NoRoom, Unavailable.
         """
         self._check_open()
+        await self.grants.check()
         graph = self.directory.graph(wish.graph)
         if len(self._hosted) >= self.config.limits.sessions:
             raise NoRoom(f"this gateway has {len(self._hosted)} sessions, its limit; one must end first")
@@ -147,7 +152,8 @@ class SessionHost:
         """
         async with self._adopting.setdefault(session, asyncio.Lock()):
             try:
-                if (hosted := self._hosted.get(session)) and hosted.runner.state.runs:
+                hosted = self._hosted.get(session)
+                if hosted and hosted.runner.state.runs and not await self._is_lost(hosted):
                     return hosted
                 if hosted:
                     await hosted.runner.ended()  # and only then it can be taken up
@@ -156,18 +162,22 @@ class SessionHost:
             finally:
                 self._adopting.pop(session, None)
 
+    async def _is_lost(self, hosted: Hosted) -> bool:
+        """Whether another gateway has taken the session over; then its runner here has stopped."""
+        mine = hosted.runner.record
+        with contextlib.suppress(Unavailable):  # nobody can take it over while the store is away
+            stored = await self.store.get(mine.id)
+            if stored and (stored.epoch, stored.nonce) != (mine.epoch, mine.nonce):
+                await hosted.runner.lose()
+                return True
+        return False
+
     async def _adopt(self, session: str, token: str, received: Mapping[str, int]) -> Hosted:
         self._check_open()
-        record = await self.record(session)
-        check_token(record, token)
-        if record.state.ended:
-            raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
-        if self.vault is None:
-            raise Unavailable(f"session {session} does not run here, and this service keeps no checkpoints")
-        graph = self.directory.graph(record.graph)
+        await self.grants.check()
+        taken = await self._take(session, token)
+        graph = self.directory.graph(taken.graph)
         encoders = await self.directory.encoders(graph)
-        epoch = max(record.epoch, await self.vault.max_epoch(session)) + 1
-        taken = await self.store.take(session, record.version, epoch, secrets.token_hex(8))
         hosted = Hosted(self._runner(replace(taken, gateway=self.name), graph, {}, encoders), token)
         self._hosted[session] = hosted
         try:
@@ -179,9 +189,26 @@ class SessionHost:
             raise
         finally:
             hosted.opened.set()
-        log.info("session %s goes on here, epoch %d", session, epoch, extra=hosted.runner.record.about)
+        log.info("session %s goes on here, epoch %d", session, taken.epoch, extra=hosted.runner.record.about)
         self._watch(session, hosted)
         return hosted
+
+    async def _take(self, session: str, token: str) -> SessionRecord:
+        """Puts this gateway in charge. Raises as `reach`."""
+        if self.vault is None:
+            raise Unavailable(f"session {session} does not run here, and this service keeps no checkpoints")
+        for attempt in range(TAKE_TRIES):
+            record = await self.record(session)
+            check_token(record, token)
+            if record.state.ended:
+                raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
+            epoch = max(record.epoch, await self.vault.max_epoch(session)) + 1
+            try:
+                return await self.store.take(session, record.version, epoch, secrets.token_hex(8))
+            except Conflict:  # its runner lives and has just written
+                if attempt == TAKE_TRIES - 1:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def suspend(self, session: str, reason: str) -> None:
         """Puts a session away. One that is away already is no error. Raises as `live`, Unavailable (not saved)."""
@@ -236,11 +263,22 @@ class SessionHost:
         raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
 
     async def record(self, session: str) -> SessionRecord:
-        """What the store has of a session. Raises NotFound."""
-        record = await self.store.get(session)
+        """What the store has of a session; if it has lost it, what its checkpoints tell. Raises NotFound."""
+        record = await self.store.get(session) or await self._rebuilt(session)
         if record is None:
             raise no_session(session)
         return record
+
+    async def _rebuilt(self, session: str) -> SessionRecord | None:
+        try:
+            left = noted(await self.vault.manifests(session)) if self.vault else None
+        except BadRequest:  # nothing that could be a session's name
+            return None
+        if self.vault is None or left is None:
+            return None
+        await self.grants.check_lost()
+        record = rebuilt(left, await self.vault.age_s(session, self.clock.now()))
+        return await self.store.create(record) if record else None
 
     async def check_owner(self, session: str, who: Principal) -> None:
         """Raises NotFound for a session which `who` is not to see, in the words for one that there is not."""
@@ -261,12 +299,13 @@ class SessionHost:
         except SessionEnded:
             record = await self.record(session)
             if not record.state.runs and not record.state.ended:
-                await self._discard(record, reason)
+                await self.discard(record, reason)
             return
         await hosted.runner.close(reason)
 
-    async def _discard(self, record: SessionRecord, reason: str) -> None:
-        """Ends a suspended session: its record says so, and what is kept for it is deleted."""
+    async def discard(self, record: SessionRecord, reason: str) -> None:
+        """Ends a suspended session: its record says so, and what is kept for it is deleted. Raises Conflict if it is
+        not as `record` has it any more."""
         taken = await self.store.take(record.id, record.version, record.epoch + 1, secrets.token_hex(8))
         await self.store.update(replace(taken, state=SessionState.CLOSED, reason=reason, manifests=()))
         if self.vault:

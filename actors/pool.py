@@ -7,13 +7,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from riverrun.actors.handles import own_error
-from riverrun.actors.health import StageHealth
+from riverrun.actors.health import Resident, StageHealth
 from riverrun.actors.sessions import NoRoom
 from riverrun.cluster.placement import Load, least_loaded
 from riverrun.configs import ModelConfig
@@ -166,6 +167,32 @@ class Pool:
             members = list(self._members.values())
         seen = [(m, self._health(m) if self._is_loaded(m) else None) for m in members]
         return [MemberHealth(m.name, self.config.name, m.incarnation, health) for m, health in seen]
+
+    def residents(self) -> list[Resident]:
+        """Whose States lie on the actors that answer."""
+        if self.config.stage == "encoder":
+            return []
+        with self._lock:
+            members = [member for member in self._members.values() if member.loaded]
+        found = []
+        for m in members:
+            with suppress(GetTimeoutError, RayActorError):  # `healths` says so
+                there = ray.get(m.handle.residents.remote(), timeout=ANSWER_S)
+                found += [replace(r, model=self.config.name, actor=m.name, incarnation=m.incarnation) for r in there]
+        return found
+
+    def evict(self, resident: Resident) -> None:
+        """Frees a State, unless somebody has taken it over since. Raises StaleEpoch then; Unavailable."""
+        place = self.find(resident.actor, resident.incarnation)
+        if place is None:
+            return
+        name = f"{resident.session}/{resident.stage}"
+        try:
+            ray.get(place.handle.close.remote(name, resident.epoch), timeout=ANSWER_S)
+        except RayTaskError as error:
+            raise own_error(error) from None
+        except (GetTimeoutError, RayActorError) as error:
+            raise Unavailable(f"actor {resident.actor} does not answer") from error
 
     def check(self) -> None:
         """Raises Corrupt with what the check of an actor found; one that has died has nothing to say."""

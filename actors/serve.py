@@ -210,6 +210,8 @@ def _kept(config: ServiceConfig, stack: contextlib.AsyncExitStack, is_cluster: b
         raise BadRequest("checkpoints.uri must be set: the cluster has several nodes, and they must reach the same")
     if config.data_dir:
         return replace(wish, uri=str(Path(config.data_dir).expanduser() / "checkpoints"))
+    if is_cluster:  # its actors outlive this gateway, and others share them
+        return replace(wish, uri=str(Path(tempfile.gettempdir()) / f"riverrun-checkpoints-{os.getuid()}"))
     return replace(wish, uri=stack.enter_context(tempfile.TemporaryDirectory(prefix="riverrun-checkpoints-")))
 
 

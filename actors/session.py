@@ -35,8 +35,8 @@ class StageSession:
     need: bytes set aside for it. life: how often its runner has put it on an actor. next_seq: the step due next.
     consumed, consumed_frames: by input port, as the runner counts. seen: newest control given, refused or not.
     kept: replies the runner has not acked, by step.
-    job: the step in hand, if any. chunks, frames: emitted so far, by port. gone: it was closed or has failed, and is
-    freed as soon as no step is using its State.
+    job: the step in hand, if any. touched: when somebody last called for it. chunks, frames: emitted so far, by port.
+    gone: it was closed or has failed, and is freed as soon as no step is using its State.
     """
 
     request: OpenRequest
@@ -52,6 +52,7 @@ class StageSession:
     ready: bool = False
     kept: dict[int, StepReply] = field(default_factory=dict)
     job: StepJob | None = None
+    touched: float = 0.0
     chunks: dict[str, int] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
     revision: int = 0

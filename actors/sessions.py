@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from riverrun.actors.health import Resident
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.cluster.admission import Need, Room
 from riverrun.graphs.stage import BadRequest, Epoch, OpenRequest, StaleEpoch, UnknownSession
@@ -34,8 +37,9 @@ class SessionTable:
     bring them back to life.
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, clock: Callable[[], float] = time.monotonic) -> None:
         self.room = room
+        self._clock = clock
         self.usual: Need | None = None  # of a session with default parameters, once that is known
         self.lock = threading.RLock()
         self._sessions: dict[str, StageSession] = {}
@@ -51,7 +55,7 @@ class SessionTable:
             refusal = self.room.refusal([s.need for s in self._everyone()], need, self.usual)
             if refusal:
                 raise NoRoom(refusal)
-            session = StageSession(request, request.epoch, description, None, need)
+            session = StageSession(request, request.epoch, description, None, need, touched=self._clock())
             self._sessions[request.session] = session
             return session, True
 
@@ -78,6 +82,7 @@ class SessionTable:
                 _, kind, why = self._ended.get(session, (epoch, UnknownSession, f"no session {session} here"))
                 raise kind(why)
             known.fence(epoch)
+            known.touched = self._clock()
             return known
 
     def close(self, session: str, epoch: Epoch) -> None:
@@ -112,6 +117,12 @@ class SessionTable:
             job.session.state = job.session.job = None
             self._leaving = [session for session in self._leaving if session is not job.session]
             return True
+
+    def residents(self) -> tuple[Resident, ...]:
+        """Everybody who is here, and for how long nobody has called for them."""
+        with self.lock:
+            now, here = self._clock(), self._sessions.items()
+            return tuple(Resident(*_parts(n), s.epoch, 0.0 if s.job else now - s.touched) for n, s in here)
 
     def totals(self) -> Totals:
         with self.lock:
@@ -150,3 +161,9 @@ class SessionTable:
         self._ended[session] = (epoch, kind, why)
         while len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Session and stage, as their gateway names the two together."""
+    session, _, stage = name.rpartition("/")
+    return session, stage

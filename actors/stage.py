@@ -26,7 +26,7 @@ import numpy as np
 
 from riverrun.actors.checkpoints import Checkpoints, wait
 from riverrun.actors.footprint import SECONDS, Footprint, described, measure
-from riverrun.actors.health import StageHealth
+from riverrun.actors.health import Resident, StageHealth
 from riverrun.actors.logs import about
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
@@ -69,7 +69,7 @@ class StageWorker:
         self.model, self.incarnation = model, incarnation
         self.checkpoints = checkpoints or Checkpoints(model, Engine(), None)
         self._clock = clock
-        self._table = SessionTable(Room(max_sessions, max_bytes, max_batch))
+        self._table = SessionTable(Room(max_sessions, max_bytes, max_batch), clock)
         self._footprint: Footprint | None = None
         self._arrivals: queue.Queue[StepJob | None] = queue.Queue()
         self._ready: deque[StepJob] = deque()
@@ -203,6 +203,10 @@ class StageWorker:
                 p50_ms=p50,
                 p99_ms=p99,
             )
+
+    def residents(self) -> tuple[Resident, ...]:
+        """Whose States are here. Answers while a step runs."""
+        return self._table.residents()
 
     def stop(self) -> None:
         """Makes `run` return after the batch in hand."""

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from riverrun.actors.checkpoints import Checkpoints
-from riverrun.actors.health import StageHealth
+from riverrun.actors.health import Resident, StageHealth
 from riverrun.actors.line import LinePlace, LineServer
 from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor, weights_digest
 from riverrun.actors.logs import set_up
@@ -146,6 +146,9 @@ class StageActor:
 
     def health(self) -> StageHealth:
         return dataclasses.replace(self._worker.health(), pid=os.getpid(), node=self._node)
+
+    def residents(self) -> tuple[Resident, ...]:
+        return self._worker.residents()
 
     def check(self) -> None:
         self._worker.check()

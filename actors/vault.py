@@ -25,6 +25,18 @@ class Vault:
     async def delete(self, manifest: Manifest) -> None:
         await asyncio.to_thread(self.store.delete, manifest)
 
+    async def sessions(self) -> list[str]:
+        """Those that have anything here."""
+        return await asyncio.to_thread(lambda: list(self.store.sessions()))
+
+    async def age_s(self, session: str, now: float) -> float:
+        """Since something was last written. now: seconds since 1970."""
+        return await asyncio.to_thread(self.store.age_s, session, now)
+
+    async def sweep(self, session: str, before: float) -> None:
+        """Removes what writers left unfinished that died."""
+        await asyncio.to_thread(self.store.sweep, session, before)
+
     async def forget(self, session: str) -> None:
         await asyncio.to_thread(self.store.delete_session, session)
 

@@ -38,6 +38,9 @@ from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Descriptio
 from riverrun.store.records import Conflict, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
+ELSEWHERE_S = 0.5
+"""When to come to the gateway that has taken a session over."""
+
 RETRY_S = 30.0
 """When to come back to a session that found no place."""
 
@@ -197,6 +200,13 @@ class Runner:
             raise
         self._retry_s = retry_s
         self._end(SessionState.SUSPENDED, reason)
+
+    async def lose(self) -> None:
+        """Another runner has the session: this one stops, and leaves everything as it is. Returns when it has."""
+        if self._state.runs:
+            self._fault = Conflict(f"session {self.record.id} was taken over by another gateway")
+            self._end(SessionState.FAILED, str(self._fault))
+        await self.ended()
 
     async def migrate(self, stage: str, actor: str = "") -> Placement:
         """Moves one stage to `actor`, or to any other than it is on. Raises as `migration.migrate`, SessionEnded."""
@@ -421,6 +431,8 @@ class Runner:
             log.warning("%s", error, extra=self.record.about)
 
     def _last_event(self, state: SessionState, reason: str) -> Event:
+        if isinstance(self._fault, Conflict | StaleEpoch):
+            return Event(EventType.SUSPENDED, "another gateway goes on with it", retry_s=ELSEWHERE_S)
         if state is SessionState.SUSPENDED:
             return Event(EventType.SUSPENDED, reason, retry_s=self._retry_s)
         return Event(EventType.ENDED, reason, failed=state is SessionState.FAILED)
