@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from riverrun.actors.handles import own_error
 from riverrun.actors.health import Resident, StageHealth
 from riverrun.actors.sessions import NoRoom
-from riverrun.cluster.placement import Load, least_loaded
+from riverrun.cluster.placement import Load, keeps_headroom, least_loaded
 from riverrun.configs import ModelConfig
 from riverrun.models.base import BadRequest, ModelInfo, Unavailable
 
@@ -119,6 +119,8 @@ class Pool:
                 if chosen is None:
                     places = sum(load.max_sessions for load in loads)
                     raise NoRoom(f"all {places} places of model {self.config.name!r} are taken; one must end first")
+                if wish == ANYWHERE and self.config.actor.headroom and not keeps_headroom(loads, chosen):
+                    raise NoRoom(f"what is free of model {self.config.name!r} is kept for sessions whose actor dies")
                 return self._place(fit[chosen])
             if healths:
                 raise Unavailable(f"no other actor of model {self.config.name!r} runs; one may be starting")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ def least_loaded(loads: Sequence[Load]) -> str | None:
     if not free:
         return None
     return min(free, key=lambda load: (-load.room, _taken(load), load.actor)).actor
+
+
+def keeps_headroom(loads: Sequence[Load], chosen: str) -> bool:
+    """Whether, with one more session on `chosen`, any one actor may die and its sessions find room on the others.
+
+    Under overload that is refused: a new session less, not a running one.
+    """
+    after = [replace(each, sessions=each.sessions + (each.actor == chosen)) for each in loads]
+    return all(sum(o.room for o in after if o is not lost) >= lost.sessions for lost in after)
 
 
 def _taken(load: Load) -> int:

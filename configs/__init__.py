@@ -34,7 +34,8 @@ class ActorConfig:
 
     count: how many. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States and
     steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can). num_gpus,
-    resources: what Ray must have free for one. eager: started with the service, not at first use.
+    resources: what Ray must have free for one. eager: started with the service, not at first use. headroom: a new
+    session is refused unless the sessions of any one actor would find room on the others, should it die.
     """
 
     count: int = 1
@@ -45,6 +46,7 @@ class ActorConfig:
     num_gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
     eager: bool = True
+    headroom: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,10 @@ class ServiceConfig:
     step is older (and than 20 times its p99) is replaced. drain_s: time clients get to leave at shutdown.
     stall_s: a connection is ended when the client has not read for so long what is being sent (0: never). lead_s: media
     a session may be ahead of what its controller has played, unless it is asked for another one (0: no limit).
-    data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below it, those of a
-    tenant in its own folder there ("": anywhere, which is for an open service that only this machine reaches).
+    store_grace_s: when the store was restarted or has lost data, sessions that run get so long to be told to it again
+    before others are opened. data_dir: of the embedded store ("": a temporary folder). jobs_dir: jobs write only below
+    it, those of a tenant in its own folder there ("": anywhere, which is for an open service that only this machine
+    reaches).
     metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
     are kept; 0: any free one). log, trace: see `configs/telemetry.py`, checkpoints: `configs/durability.py`; what the
     service which starts a cluster's controller says goes for its actors.
@@ -106,6 +110,7 @@ class ServiceConfig:
     drain_s: float = 5.0
     stall_s: float = 60.0
     lead_s: float = 0.0
+    store_grace_s: float = 10.0
     data_dir: str = ""
     jobs_dir: str = ""
     limits: Limits = field(default_factory=Limits)
@@ -122,7 +127,7 @@ class ServiceConfig:
             raise BadRequest(f"port must be 0..65535, got {self.port}")  # gRPC would take it modulo 65536
         if self.metrics_port is not None and not 0 <= self.metrics_port < 1 << 16:
             raise BadRequest(f"metrics_port must be 0..65535 or null, got {self.metrics_port}")
-        for name in ("idle_timeout_s", "step_timeout_s", "drain_s", "stall_s", "lead_s"):
+        for name in ("idle_timeout_s", "step_timeout_s", "drain_s", "stall_s", "lead_s", "store_grace_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BadRequest(f"{name} must be finite and not negative, got {getattr(self, name)}")
 

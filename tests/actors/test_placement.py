@@ -2,7 +2,7 @@
 
 import pytest
 
-from riverrun.cluster.placement import Load, least_loaded
+from riverrun.cluster.placement import Load, keeps_headroom, least_loaded
 
 
 def full(actor: str, sessions: int, reserved: int, limit: int | None = 100) -> Load:
@@ -44,3 +44,21 @@ def test_least_loaded(loads, chosen):
 )
 def test_room(load, room):
     assert load.room == room
+
+
+@pytest.mark.parametrize(
+    ("sessions", "chosen", "kept"),
+    [
+        ((0, 0), "a", True),
+        ((1, 1), "a", True),
+        ((2, 1), "b", True),
+        ((3, 1), "b", False),
+        ((2, 2), "a", False),  # three and two on actors of four: the three would find two places
+        ((3, 1), "a", False),
+        ((0,), "a", False),
+        ((2, 2, 2), "a", True),
+    ],
+)
+def test_headroom_for_the_fullest_actor(sessions, chosen, kept):
+    loads = [Load(name, count, 4, 0) for name, count in zip("abc", sessions, strict=False)]
+    assert keeps_headroom(loads, chosen) is kept
