@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,18 +62,24 @@ class Checkpoints:
         )
         return self._writer.submit(self._blobs.write, manifest, snapshot.tensors)
 
-    def begin(self, session: StageSession, order: SaveOrder) -> None:
-        """As `take`, with the step just made; `saved` waits for it. What goes wrong is told there."""
-        key = (session.request.session, session.next_seq - 1)
-        try:
-            future = self.take(session, order)
-        except Exception as error:  # noqa: BLE001 - whatever the State raises belongs to whoever waits for it
-            future = Future()
-            future.set_exception(error if isinstance(error, Unavailable | Corrupt) else Corrupt(f"no copy: {error!r}"))
+    def expect(self, session: StageSession) -> None:
+        """One will be taken with the step just made; from now on `saved` waits for it."""
+        key = _key(session)
         with self._lock:
-            for old in [k for k in self._writing if k[0] == key[0] and k != key and self._writing[k].done()]:
+            for old in [k for k in self._writing if k[0] == key[0] and self._writing[k].done()]:
                 del self._writing[old]
-            self._writing[key] = future
+            self._writing[key] = Future()
+
+    def begin(self, session: StageSession, order: SaveOrder) -> None:
+        """As `take`, of what was expected. What goes wrong is told by `saved`."""
+        with self._lock:
+            promise = self._writing.get(_key(session))
+        if promise is None or promise.done():  # it was closed meanwhile
+            return
+        try:
+            self.take(session, order).add_done_callback(partial(_fulfil, promise))
+        except Exception as error:  # noqa: BLE001 - whatever the State raises belongs to whoever waits for it
+            promise.set_exception(error if isinstance(error, Unavailable | Corrupt) else Corrupt(f"no copy: {error!r}"))
 
     def saved(self, session: str, seq: int) -> Manifest:
         """Blocks until the checkpoint ordered with step `seq` is durable. Raises Unavailable, Corrupt."""
@@ -88,8 +95,8 @@ class Checkpoints:
             self._writing = {key: future for key, future in self._writing.items() if key[0] != session}
 
     def pack(self, session: StageSession) -> Packet:
-        """The State for another actor."""
-        snapshot = self._snapshot(session, "exact")
+        """The State for another actor, to be read before its next step."""
+        snapshot = self._lent(session)
         kept = tuple(session.kept[seq] for seq in sorted(session.kept))
         return Packet(session.stand(), self.engine, snapshot, kept)
 
@@ -114,12 +121,32 @@ class Checkpoints:
             log.warning("a checkpoint of %d threads goes on with %d: frames may differ", other.threads, mine.threads)
 
     def _snapshot(self, session: StageSession, kind: str) -> Snapshot:
-        state = session.state  # read once: a close may take it away
-        if state is None:
-            raise Unavailable(f"session {session.request.session} has ended here")
+        state = _state(session)
         if kind == "exact" or kind not in self._model.snapshot_kinds():
             return state.snapshot()
         return state.snapshot(kind)
+
+    def _lent(self, session: StageSession) -> Snapshot:
+        state = _state(session)
+        return state.lend() if hasattr(state, "lend") else state.snapshot()
+
+
+def _state(session: StageSession) -> Any:
+    state = session.state  # read once: a close may take it away
+    if state is None:
+        raise Unavailable(f"session {session.request.session} has ended here")
+    return state
+
+
+def _key(session: StageSession) -> tuple[str, int]:
+    return session.request.session, session.next_seq - 1
+
+
+def _fulfil(promise: Future[Manifest], written: Future[Manifest]) -> None:
+    if error := written.exception():
+        promise.set_exception(error)
+    else:
+        promise.set_result(written.result())
 
 
 def wait(future: Future[Manifest]) -> Manifest:

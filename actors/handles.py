@@ -94,6 +94,7 @@ class RayStageHandle:
 
     async def prepare(self, request: RestoreRequest) -> None:
         await ask(self._actor.prepare.remote(self._named(request)), self._who)
+        await self._connect()  # a session that moves here must not wait for it
 
     async def restore(self, request: RestoreRequest) -> RestoreReply:
         return await ask(self._actor.restore.remote(self._named(request)), self._who)
@@ -101,20 +102,23 @@ class RayStageHandle:
     def _named(self, request: RestoreRequest) -> RestoreRequest:
         return replace(request, opening=replace(request.opening, session=self._key(request.opening.session)))
 
-    async def close(self, session: str, epoch: Epoch) -> None:
+    async def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
         if self._line:
             self._line.close()
-        await ask(self._actor.close.remote(self._key(session), epoch), self._who)
+        await ask(self._actor.close.remote(self._key(session), epoch, life), self._who)
 
     async def _line_for(self, request: StepRequest) -> Line | None:
-        """The line, made at the first step."""
+        """The line, made at the first step unless it was before."""
+        await self._connect()
+        return None if any(isinstance(chunk.data, ray.ObjectRef) for chunk in request.inputs) else self._line
+
+    async def _connect(self) -> None:
         if self._wants_line:
             self._wants_line = False
             place = await ask(self._actor.line.remote(), self._who)
             if place.node == ray.get_runtime_context().get_node_id():
                 with suppress(OSError):
                     self._line = await Line.to(place)
-        return None if any(isinstance(chunk.data, ray.ObjectRef) for chunk in request.inputs) else self._line
 
     def _key(self, session: str) -> str:
         return f"{session}/{self._stage}"

@@ -155,6 +155,9 @@ class State(Protocol):
         kind: one of the model's `snapshot_kinds`; "recache" holds what the State can be computed from again. Taken
         between steps; inputs and controls that wait for the next one are in it. Raises Corrupt for a State that a
         failed step has left half-written, BadRequest for another kind.
+
+        A State of large arrays may also have `lend()`: an exact snapshot of its own memory, to be read before the next
+        step. A session that moves is held up by one copy less.
         """
 
 

@@ -108,6 +108,11 @@ class SyntheticState:
 
     def snapshot(self, kind: str = "exact") -> Snapshot:
         check_kind(kind)
+        lent = self.lend()
+        return Snapshot(lent.meta, {name: array.copy() for name, array in lent.tensors.items()})
+
+    def lend(self) -> Snapshot:
+        """As `snapshot`, of the State's own memory."""
         meta = {
             "version": SNAPSHOT_VERSION,
             "seed": self.seed,
@@ -116,8 +121,8 @@ class SyntheticState:
             "steps": self.steps,
             "waiting": [[w.pts, w.ticks, w.revision] for w in self.waiting],
         }
-        tensors = {f"waiting.{i}": w.pixels.copy() for i, w in enumerate(self.waiting)}
-        return Snapshot(meta, {"buffer": self.buffer.copy(), **tensors})
+        tensors = {f"waiting.{i}": w.pixels for i, w in enumerate(self.waiting)}
+        return Snapshot(meta, {"buffer": self.buffer, **tensors})
 
     def mark(self) -> Mark:
         """Where it stands now, for `rewind`. Costs nothing."""

@@ -44,6 +44,15 @@ def test_snapshot_and_restore_are_exact(takes):
         MODEL.restore(SyntheticParams(state_bytes=3), state.snapshot())
 
 
+def test_a_state_lends_what_a_snapshot_copies():
+    state = MODEL.open(SyntheticParams(state_bytes=3), seed=1)
+    lent, copied = state.lend(), state.snapshot()
+    assert lent.meta == copied.meta
+    MODEL.step([state])
+    assert list(lent.tensors["buffer"]) == [1, 0, 0]
+    assert list(copied.tensors["buffer"]) == [0, 0, 0]
+
+
 def test_rewind_takes_a_step_back():
     state = MODEL.open(SyntheticParams(state_bytes=3), seed=1)
     MODEL.step([state])
