@@ -1,0 +1,232 @@
+"""Breaks a real deployment over and over while clients stream from it, and counts what they miss.
+
+    python -m tests.chaos.run --faults 200 --seed 1 --json chaos.json
+
+Real processes on one machine: a Ray cluster of a head and three nodes, two gateways, a valkey server, checkpoints in a
+folder that all nodes see; six clients that stream without end and connect again wherever they can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riverrun.models.base import one_line
+
+from .checker import Faults, seconds_to_recover
+from .faults import (
+    Blow,
+    DamageBlob,
+    Fault,
+    FillBlobs,
+    FreezeNode,
+    KillActor,
+    KillController,
+    KillGateway,
+    KillHead,
+    KillNode,
+    RestartStore,
+    RestartStoreThenGateway,
+    StoreAwayAndActor,
+)
+from .migrating import STEPS, WHO, KillInMigration
+from .processes import adopt_orphans, end_all
+from .report import table
+from .viewers import Audience, Viewer, Workload, synthetic, undisturbed
+from .world import NotNow, World
+
+log = logging.getLogger("chaos")
+RECOVER_S = 240.0
+NEW_FRAMES = 48
+"""So many must come after a fault before a client counts as served again: more than can be under way."""
+PROMPT = "a large red ball on green grass at noon"
+
+OFTEN: list[Fault] = [KillActor(), KillGateway(), KillNode(), DamageBlob("truncated"), DamageBlob("bit-flipped")]
+EACH: list[Fault] = [
+    FreezeNode(),
+    KillController(),
+    RestartStore("all"),
+    RestartStore("nothing"),
+    RestartStore("last"),
+    RestartStoreThenGateway("nothing"),
+    RestartStoreThenGateway("last"),
+    StoreAwayAndActor(),
+    FillBlobs(),
+    KillHead(),
+    *(KillInMigration(step, who) for step in STEPS for who in WHO),
+]
+SHORT: list[Fault] = [
+    KillActor(),
+    KillGateway(),
+    KillNode(),
+    KillInMigration("restore", "source"),
+    RestartStore("last"),
+    DamageBlob("bit-flipped"),
+    KillInMigration("commit", "target"),
+    RestartStore("nothing"),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault. seconds: until each victim had its next frame, by workload; infinite if it never came. note: of what
+    was damaged, whether that was found out."""
+
+    kind: str
+    what: str
+    is_warm: bool
+    seconds: dict[str, float]
+    note: str = ""
+
+
+def workloads(with_longlive: bool) -> list[Workload]:
+    made = [
+        synthetic("source", 1, 1600, seed=11, step_ms=40),
+        synthetic("source, steered", 1, 1600, seed=12, step_ms=40, steered=True),
+        synthetic("chain of two", 2, 1600, seed=13, step_ms=40),
+        synthetic("chain of two, steered", 2, 1200, seed=14, step_ms=40, steered=True),
+        synthetic("chain of three", 3, 1600, seed=15, step_ms=40),
+    ]
+    longlive = Workload("tiny LongLive", "generate", 480, seed=16, params={"prompt": PROMPT})
+    return [*made, longlive] if with_longlive else made
+
+
+def schedule(chosen: Sequence[Fault] | None, rng: random.Random) -> Iterator[Fault]:
+    """Without end: those chosen, in order; else every kind in turn, shuffled, the common ones twice as often."""
+    while True:
+        yield from chosen or rng.sample([*OFTEN, *OFTEN, *EACH], len(EACH) + 2 * len(OFTEN))
+
+
+class Run:
+    """One chaos run over a world that is in order."""
+
+    def __init__(self, world: World, works: Sequence[Workload]) -> None:
+        self.world, self.rows, self.skipped, self.broken = world, list[Row](), 0, ""
+        addresses = [gateway.address for gateway in world.gateways]
+        world.viewers = [
+            Viewer(work, work.computed if work.steered else undisturbed(work, addresses[0]), addresses, n % 2)
+            for n, work in enumerate(works)
+        ]
+        self.audience = Audience(world.viewers)
+
+    def break_things(self, faults: Iterator[Fault], count: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self._await_frames(self.world.viewers, time.monotonic())
+        while len(self.rows) < count and time.monotonic() < end and not self._is_broken:
+            self.world.await_order()
+            fault = next(faults)
+            try:
+                blow = fault.inject(self.world)
+            except NotNow as reason:
+                log.info("%s: %s", fault.kind, reason)
+                self.skipped += 1
+                continue
+            finally:
+                self.world.mend()
+            self._note(fault.kind, blow)
+
+    @property
+    def _is_broken(self) -> bool:
+        """Something was lost: going on would bury it."""
+        return any(viewer.lost for viewer in self.world.viewers)
+
+    def _note(self, kind: str, blow: Blow) -> None:
+        self._await_frames(blow.victims, blow.at)
+        took = {v.workload.name: round(seconds_to_recover(v.times, blow.at), 3) for v in blow.victims}
+        found = [self.world.log_says(blob) for blob in blow.damaged]
+        note = f"{sum(found)} of {len(found)} damaged blobs were wanted, and refused" if found else ""
+        self.rows.append(Row(kind, blow.what, blow.is_warm, took, note))
+        log.info("%3d %s: %s %s %s", len(self.rows), kind, blow.what, took, note)
+
+    def _await_frames(self, viewers: Sequence[Viewer], since: float) -> None:
+        """Returns when each has had new frames, or has failed, or the time is up."""
+        end = time.monotonic() + RECOVER_S
+        while time.monotonic() < end and any(not _is_served(v, since) for v in viewers) and not self._is_broken:
+            self.audience.check()
+            time.sleep(0.1)
+
+    def totals(self) -> dict[str, Any]:
+        viewers = self.world.viewers
+        faults = sum((viewer.faults for viewer in viewers), Faults())
+        return {
+            **dataclasses.asdict(faults),
+            "sessions": sum(v.sessions for v in viewers),
+            "frames": sum(v.frames for v in viewers),
+            "reconnects": sum(v.reconnects for v in viewers),
+            "openings refused and repeated": sum(len(v.refused) for v in viewers),
+            "failures": [line for v in viewers for line in v.lost],
+            "chunk_s": {v.workload.name: round(v.chunk_s, 3) for v in viewers},
+        }
+
+
+def _is_served(viewer: Viewer, since: float) -> bool:
+    return len(viewer.times) >= NEW_FRAMES and viewer.times[-NEW_FRAMES] > since
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    begun = time.monotonic()
+    world = World(folder, options.seed, with_longlive=not options.no_longlive)
+    chosen = SHORT if options.short else [f for f in [*OFTEN, *EACH] if options.only and options.only in f.kind]
+    works = workloads(world.setup.with_longlive)
+    it = Run(world, works)
+    log.info("streams run after %.0f s", time.monotonic() - begun)
+    try:
+        it.break_things(schedule(chosen, world.random), options.faults, options.seconds)
+    except (TimeoutError, RuntimeError) as error:  # what was counted up to here counts
+        it.broken = one_line(str(error))
+        log.error("the run can't go on: %s", error)
+    finally:
+        it.audience.stop(60)
+    return {
+        "rows": [dataclasses.asdict(row) for row in it.rows],
+        "totals": it.totals(),
+        "skipped": it.skipped,
+        "broken": it.broken,
+        "seed": options.seed,
+        "seconds": round(time.monotonic() - begun),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=7200.0, help="no new fault after so long")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--short", action="store_true", help="the eight faults of `make test`")
+    parser.add_argument("--no-longlive", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="leave the folder with logs and checkpoints")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    adopt_orphans()
+    folder = Path(tempfile.mkdtemp(prefix="rrc-"))
+    log.info("files of the run: %s", folder)
+    try:
+        result = run(options, folder)
+    finally:
+        end_all()
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+    print(table(result))
+    totals = result["totals"]
+    return int(
+        bool(totals["failures"]) or any(x == float("inf") for r in result["rows"] for x in r["seconds"].values())
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
