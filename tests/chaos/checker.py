@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+
+HICCUP = 4.0
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,19 @@ def sha(pixels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-def seconds_to_recover(times: Iterable[float], fault: float) -> float:
+def seconds_to_recover(times: Sequence[float], fault: float, usual: float) -> float:
     """From the fault to the end of the longest silence that ended after it: frames that were under way when it struck
-    don't count as recovered. Infinite if nothing came."""
-    before, after, last = 0.0, float("inf"), None
-    for at in times:
-        if at > fault and (gap := at - max(fault, last if last is not None else fault)) > before:
-            before, after = gap, at - fault
-        last = at
-    return after
+    don't count as recovered. No silence beyond `HICCUP` times the usual one: to the next frame. Infinite if none came.
+
+    usual: time between two chunks.
+    """
+    after = [at for at in times if at > fault]
+    if not after:
+        return float("inf")
+    before = max((at for at in times if at <= fault), default=fault)
+    gaps = [(b - a, b) for a, b in itertools.pairwise([before, *after])]
+    longest, ended = max(gaps, key=lambda gap: gap[0])
+    return (ended if longest > HICCUP * usual else after[0]) - fault
 
 
 def chunk_seconds(got: Sequence[Got]) -> float:

@@ -14,6 +14,7 @@ import json
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -90,16 +91,21 @@ class Row:
     note: str = ""
 
 
-def workloads(with_longlive: bool) -> list[Workload]:
-    made = [
+def workloads(is_short: bool) -> list[Workload]:
+    if is_short:
+        return [
+            synthetic("source, steered", 1, 1600, seed=12, step_ms=40, steered=True),
+            synthetic("chain of two", 2, 400, seed=13, step_ms=40),
+            Workload("tiny LongLive", "generate", 160, seed=16, params={"prompt": PROMPT}),
+        ]
+    return [
         synthetic("source", 1, 1600, seed=11, step_ms=40),
         synthetic("source, steered", 1, 1600, seed=12, step_ms=40, steered=True),
         synthetic("chain of two", 2, 1600, seed=13, step_ms=40),
         synthetic("chain of two, steered", 2, 1200, seed=14, step_ms=40, steered=True),
         synthetic("chain of three", 3, 1600, seed=15, step_ms=40),
+        Workload("tiny LongLive", "generate", 480, seed=16, params={"prompt": PROMPT}),
     ]
-    longlive = Workload("tiny LongLive", "generate", 480, seed=16, params={"prompt": PROMPT})
-    return [*made, longlive] if with_longlive else made
 
 
 def schedule(chosen: Sequence[Fault] | None, rng: random.Random) -> Iterator[Fault]:
@@ -143,7 +149,7 @@ class Run:
 
     def _note(self, kind: str, blow: Blow) -> None:
         self._await_frames(blow.victims, blow.at)
-        took = {v.workload.name: round(seconds_to_recover(v.times, blow.at), 3) for v in blow.victims}
+        took = {v.workload.name: round(seconds_to_recover(v.times, blow.at, v.chunk_s), 3) for v in blow.victims}
         found = [self.world.log_says(blob) for blob in blow.damaged]
         note = f"{sum(found)} of {len(found)} damaged blobs were wanted, and refused" if found else ""
         self.rows.append(Row(kind, blow.what, blow.is_warm, took, note))
@@ -176,10 +182,9 @@ def _is_served(viewer: Viewer, since: float) -> bool:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     begun = time.monotonic()
-    world = World(folder, options.seed, with_longlive=not options.no_longlive)
+    world = World(folder, options.seed, options.own_blobs)
     chosen = SHORT if options.short else [f for f in [*OFTEN, *EACH] if options.only and options.only in f.kind]
-    works = workloads(world.setup.with_longlive)
-    it = Run(world, works)
+    it = Run(world, workloads(options.short))
     log.info("streams run after %.0f s", time.monotonic() - begun)
     try:
         it.break_things(schedule(chosen, world.random), options.faults, options.seconds)
@@ -206,11 +211,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="faults whose name holds this")
     parser.add_argument("--short", action="store_true", help="the eight faults of `make test`")
-    parser.add_argument("--no-longlive", action="store_true")
+    parser.add_argument("--own-blobs", action="store_true", help="each node keeps checkpoints for itself")
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and checkpoints")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     folder = Path(tempfile.mkdtemp(prefix="rrc-"))
     log.info("files of the run: %s", folder)
     try:

@@ -78,7 +78,6 @@ class Setup:
     folder: Path
     blobs: str
     chunks: int = 8
-    with_longlive: bool = True
     orders: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,10 +88,9 @@ class Setup:
         """The service's configuration, one for all gateways."""
         mortal = {"name": "mortal", "class": "mortal:Mortal", "stage": "generation", "actor": _actor("mortal")}
         mortal |= {"args": {"folder": str(self.orders)}, "search_path": str(HERE / "models")}
-        models = [self._yaml("mortal", mortal)]
-        if self.with_longlive:
-            shipped = yaml.safe_load((HERE.parent.parent / "configs/models/longlive-world.yaml").read_text())
-            models += [self._yaml("longlive-world", shipped | {"actor": _actor("longlive-world")}), "world-text"]
+        longlive = yaml.safe_load((HERE.parent.parent / "configs/models/longlive-world.yaml").read_text())
+        longlive |= {"actor": _actor("longlive-world")}
+        models = [self._yaml("mortal", mortal), self._yaml("longlive-world", longlive), "world-text"]
         service = {
             "redis_url": store.url,
             "ray_address": ray_address,

@@ -103,7 +103,9 @@ class Viewer:
     @property
     def chunk_s(self) -> float:
         """The usual time between two chunks."""
-        return statistics.median(self._chunks) if self._chunks else 0.0
+        if self._chunks:
+            return statistics.median(self._chunks)
+        return chunk_seconds(self._life.got) if self._life else 0.0
 
     def stop(self) -> None:
         self._stop.set()

@@ -27,9 +27,9 @@ class NotNow(Exception):
 class World:
     """viewers: who streams; set once what they expect is known."""
 
-    def __init__(self, folder: Path, seed: int, with_longlive: bool, own_blobs: bool = False) -> None:
+    def __init__(self, folder: Path, seed: int, own_blobs: bool = False) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        self.setup = Setup(folder, "~/checkpoints" if own_blobs else str(folder / "blobs"), with_longlive=with_longlive)
+        self.setup = Setup(folder, "~/checkpoints" if own_blobs else str(folder / "blobs"))
         self.nodes = Nodes(folder, count=3)
         self.store = Store(folder / "store")
         config = self.setup.write(self.store, self.nodes.address)
@@ -87,8 +87,7 @@ class World:
 
     def is_in_order(self, actors: int = 2) -> bool:
         """Both gateways answer, and each model has so many actors."""
-        models = SPOTS if self.setup.with_longlive else SPOTS[:1]
-        return all(g.ready() for g in self.gateways) and all(len(self.actors(m)) >= actors for m in models)
+        return all(g.ready() for g in self.gateways) and all(len(self.actors(m)) >= actors for m in SPOTS)
 
     def await_order(self, actors: int = 1) -> None:
         until(lambda: self.is_in_order(actors), START_S, "two gateways and their actors work")
