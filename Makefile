@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --quick
+CHAOS_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ TORCH_WITHOUT_GPU := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-long lint format bench proto realsize clean
+.PHONY: help venv demo test test-long chaos lint format bench proto realsize clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +42,9 @@ test: lint  ## lint, then every test that is not marked slow
 
 test-long: venv  ## the long forms, which are marked slow: 500 sessions ended in every way, and the like
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m slow -s $(PYTEST_ARGS)
+
+chaos: venv  ## real processes killed, frozen and robbed 200 times while clients stream; CHAOS_ARGS="--faults 20"
+	$(BIN)/python -m tests.chaos.run $(CHAOS_ARGS)
 
 # The root is the package, so mypy needs a folder in which it is called `riverrun`: a link outside the tree, since one
 # inside would make it walk in circles.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from riverrun.protos import riverrun_pb2 as pb
 
@@ -33,21 +33,23 @@ class Blow:
 
 
 class Fault(Protocol):
-    kind: ClassVar[str]
+    @property
+    def kind(self) -> str:
+        """Its row in the table."""
 
     def inject(self, world: World) -> Blow:
         """Raises NotNow."""
 
 
 class KillActor:
-    kind: ClassVar[str] = "stage actor killed"
+    kind = "stage actor killed"
 
     def inject(self, world: World) -> Blow:
         return kill_actor(world, busy_actor(world))
 
 
 class KillGateway:
-    kind: ClassVar[str] = "gateway killed"
+    kind = "gateway killed"
 
     def inject(self, world: World) -> Blow:
         gateway = world.random.choice([g for g in world.gateways if g.runs])
@@ -59,7 +61,7 @@ class KillGateway:
 
 
 class KillNode:
-    kind: ClassVar[str] = "node killed"
+    kind = "node killed"
 
     def inject(self, world: World) -> Blow:
         node, victims, is_warm = busy_node(world)
@@ -69,7 +71,7 @@ class KillNode:
 
 
 class FreezeNode:
-    kind: ClassVar[str] = "zombie node"
+    kind = "zombie node"
 
     def inject(self, world: World) -> Blow:
         """Its raylet stops until the cluster takes it for dead, then goes on."""
@@ -85,7 +87,7 @@ class FreezeNode:
 
 
 class KillController:
-    kind: ClassVar[str] = "controller killed"
+    kind = "controller killed"
 
     def inject(self, world: World) -> Blow:
         found = find("ray::Controller")
@@ -97,7 +99,7 @@ class KillController:
 
 
 class KillHead:
-    kind: ClassVar[str] = "head killed"
+    kind = "head killed"
 
     def inject(self, world: World) -> Blow:
         """The whole Ray cluster is lost with it; a new one is started, and gateways at the old addresses."""
@@ -114,7 +116,7 @@ class RestartStore:
     keeps: str
 
     @property
-    def kind(self) -> str:  # type: ignore[override]
+    def kind(self) -> str:
         return {"all": "Redis restarted", "nothing": "Redis restarted empty", "last": "Redis lost its last writes"}[
             self.keeps
         ]
@@ -132,7 +134,7 @@ class RestartStoreThenGateway:
     keeps: str
 
     @property
-    def kind(self) -> str:  # type: ignore[override]
+    def kind(self) -> str:
         return {"nothing": "Redis empty, then gateway killed", "last": "last writes lost, gateway killed"}[self.keeps]
 
     def inject(self, world: World) -> Blow:
@@ -144,7 +146,7 @@ class RestartStoreThenGateway:
 
 
 class StoreAwayAndActor:
-    kind: ClassVar[str] = "Redis away, stage actor killed"
+    kind = "Redis away, stage actor killed"
 
     def inject(self, world: World) -> Blow:
         actor = busy_actor(world)
@@ -163,7 +165,7 @@ class DamageBlob:
     how: str
 
     @property
-    def kind(self) -> str:  # type: ignore[override]
+    def kind(self) -> str:
         return f"blob {self.how}, actor killed"
 
     def inject(self, world: World) -> Blow:
@@ -191,7 +193,7 @@ class DamageBlob:
 
 
 class FillBlobs:
-    kind: ClassVar[str] = "blob store full, actor killed"
+    kind = "blob store full, actor killed"
 
     def inject(self, world: World) -> Blow:
         """No file of the actor may grow beyond some kilobytes, so no checkpoint is written; then it dies."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from riverrun.protos import riverrun_pb2 as pb
+from riverrun.protos import riverrun_pb2_grpc as rpc
 
 from .faults import Blow
 from .processes import kill, until
@@ -80,11 +81,11 @@ def _is_done(order: Path) -> bool:
     return False
 
 
-def _migrate(sessions: object, session: str, stage: str, actor: str) -> str:
+def _migrate(sessions: rpc.SessionsStub, session: str, stage: str, actor: str) -> str:
     """What came of it, in a line. Blocks until it is over."""
     request = pb.MigrateSessionRequest(session_id=session, stage=stage, actor=actor)
     try:
-        sessions.Migrate(request, timeout=MOVE_S)  # type: ignore[attr-defined]
+        sessions.Migrate(request, timeout=MOVE_S)
     except grpc.RpcError as error:
-        return f"{error.code().name} {error.details()}"  # type: ignore[attr-defined]
+        return f"{error.code().name} {error.details()}"
     return "moved"

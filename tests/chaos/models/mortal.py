@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from riverrun.models.base import Description, Snapshot
@@ -63,11 +64,10 @@ def strike(folder: Path, moment: str) -> None:
 
 
 def _is_called_by(name: str) -> bool:
-    frame = sys._getframe(2)
+    """Whether one of the six callers before the one that asks has this name."""
+    frame: FrameType | None = sys._getframe(2)
     for _ in range(6):
-        if frame is None:
-            return False
-        if frame.f_code.co_name == name:
-            return True
+        if frame is None or frame.f_code.co_name == name:
+            break
         frame = frame.f_back
-    return False
+    return frame is not None and frame.f_code.co_name == name
