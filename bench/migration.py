@@ -235,6 +235,8 @@ def measure(plan: Plan) -> list[Figure]:
     store_bytes = max(512 << 20, int(2.5 * max(plan.big)))
     no_others = ("checkpoints.chunks=1000000", "checkpoints.seconds=1000000")
     with pair_service(store_bytes, *no_others) as address, connect(address) as rr:
+        while not all(actor.up for actor in rr.status().actors):
+            time.sleep(0.2)
         for case in plan.cases:
             raw = raw_ms(case.nbytes, plan.raws) if case.nbytes > 100_000_000 else 0.0
             figures.append(moved(rr, case, plan, raw))

@@ -49,6 +49,10 @@ class Service:
         """Keys in the session store."""
         return int(self._store.dbsize())  # type: ignore[arg-type]
 
+    def store_bytes(self) -> int:
+        """Sent to the session store so far, by this service and whoever else speaks to it."""
+        return int(self._store.info("stats")["total_net_input_bytes"])  # type: ignore[index]
+
     def cpu_s(self) -> float:
         """Processor time that the gateway's process has used so far."""
         times = self._root.cpu_times()

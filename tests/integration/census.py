@@ -102,13 +102,15 @@ def pids(url: str, status: pb.StatusResponse) -> dict[str, int]:
 
 
 class Census:
-    """Of one service in this process. models: whose actors are asked too."""
+    """Of one service in this process. models: whose actors are asked too, all that live now."""
 
     def __init__(self, running: Running, stubs: Stubs, models: Sequence[str]) -> None:
         self._running, self._url = running, running.service.store_url
-        self._pids = pids(self._url, stubs.status())
+        status = stubs.status()
+        self._pids = pids(self._url, status)
         directory: Any = running.service._gateway._host.directory
-        places = ray.get(directory._controller.place.remote(models))
+        find, there = directory._controller.find, [a for a in status.actors if a.model in models]
+        places = ray.get([find.remote(a.model, a.actor, a.incarnation) for a in there])
         self._actors = {place.actor: place.handle for place in places}
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # an actor can't import the tests
 

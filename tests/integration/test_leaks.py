@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 
@@ -11,15 +10,10 @@ import pytest
 
 from riverrun.configs import load_service
 
+from .balance import RESIDENT_SLACK, left_over, steady
 from .census import Census, forget_ended
 from .conftest import Running, Stubs, eventually, own_models
 from .endings import HOLDS, WAYS, Ender
-
-SLACK = {"files": 8, "threads": 4}
-"""Ray and gRPC keep pools of them that grow a little with what was ever needed at once."""
-
-RESIDENT_SLACK = 64 << 20
-"""Of a process; the States of thirty sessions are as much."""
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +82,8 @@ def test_nothing_is_left_of_sessions_that_ended_in_every_way(leaky, count):
     for name in rounds(count):
         WAYS[name](ender)
     took = time.monotonic() - began
-    left = before
-
-    def is_back() -> bool:
-        nonlocal left
-        left = counted()
-        return not grown(before, left)
-
-    with contextlib.suppress(AssertionError):  # what is left says more than that it did not go
-        eventually(is_back)
-    assert not grown(before, left)
+    assert not left_over(before, counted)
     growth = {name: census.resident()[name] - bytes_ for name, bytes_ in resident.items()}
-    processes = {name: f"{before.get(name, 0)} -> {n}" for name, n in left.items() if name.startswith("process")}
-    print(f"{count} sessions in {took:.0f} s; resident bytes more: {growth}; {processes}")
+    print(f"{count} sessions in {took:.0f} s; resident bytes more: {growth}")
     assert max(growth.values()) < RESIDENT_SLACK, growth
     service.call(service.service.check())
-
-
-def steady(counted) -> dict[str, int]:
-    """What is counted twice alike; {} if it changes."""
-    first = counted()
-    return first if counted() == first else {}
-
-
-def grown(before: dict[str, int], now: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """What there is more of than there was, as (before, now)."""
-    slack = {name: SLACK.get(name.rpartition(": ")[2], 0) if name.startswith("process") else 0 for name in now}
-    return {name: (before.get(name, 0), n) for name, n in now.items() if n > before.get(name, 0) + slack[name]}
