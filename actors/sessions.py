@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from riverrun.actors.health import Resident
 from riverrun.actors.session import StageSession, StepJob
@@ -30,6 +30,16 @@ class Totals:
     reserved_bytes: int
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """A session that is not here any more. life: as far as one is known to be over."""
+
+    epoch: Epoch
+    life: int
+    kind: type[Exception]
+    why: str
+
+
 class SessionTable:
     """Sessions by id, safe for any thread. A session that ends while a step uses its State leaves when that is over.
 
@@ -44,7 +54,7 @@ class SessionTable:
         self.lock = threading.RLock()
         self._sessions: dict[str, StageSession] = {}
         self._leaving: list[StageSession] = []
-        self._ended: OrderedDict[str, tuple[Epoch, type[Exception], str]] = OrderedDict()
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
 
     def add(self, request: OpenRequest, description: Description, need: Need) -> tuple[StageSession, bool]:
         """The session of `request` and whether it is new (its State is still to be made). Raises NoRoom, StaleEpoch."""
@@ -62,6 +72,7 @@ class SessionTable:
     def replace(self, request: OpenRequest, life: int, description: Description, need: Need) -> StageSession:
         """Room for a State that is put here from elsewhere; an earlier life of it leaves. Raises NoRoom, StaleEpoch."""
         with self.lock:
+            self._refuse_late(request, life)
             known = self._sessions.get(request.session)
             if known is not None:
                 before = known.epoch.number
@@ -79,20 +90,25 @@ class SessionTable:
         with self.lock:
             known = self._sessions.get(session)
             if known is None or known.state is None:
-                _, kind, why = self._ended.get(session, (epoch, UnknownSession, f"no session {session} here"))
-                raise kind(why)
+                ended = self._ended.get(session)
+                raise ended.kind(ended.why) if ended else UnknownSession(f"no session {session} here")
             known.fence(epoch)
             known.touched = self._clock()
             return known
 
-    def close(self, session: str, epoch: Epoch) -> None:
-        """Ends a session; an unknown one is no error, but can't be opened with this epoch any more."""
+    def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
+        """Ends a session; an unknown one is no error, but can't be opened with this epoch any more.
+
+        life: a later one than this stays, one up to it can't be put here any more; None: whichever is here goes.
+        """
         with self.lock:
             known = self._sessions.get(session)
             if known is None:
-                self._remember(session, epoch, UnknownSession, f"session {session} was closed")
+                self._remember(session, _Ended(epoch, life or 0, UnknownSession, f"session {session} was closed"))
                 return
             known.fence(epoch)
+            if life is not None and known.life > life:
+                return
             self.end(known, UnknownSession, f"session {session} was closed")
 
     def end(self, session: StageSession, kind: type[Exception], why: str) -> None:
@@ -102,7 +118,7 @@ class SessionTable:
                 return
             session.gone = True
             self._sessions.pop(session.request.session, None)
-            self._remember(session.request.session, session.epoch, kind, why)
+            self._remember(session.request.session, _Ended(session.epoch, session.life, kind, why))
             if session.job is None:
                 session.state = None
             else:
@@ -144,8 +160,8 @@ class SessionTable:
     def _reopened(self, request: OpenRequest) -> StageSession | None:
         """The session, if `request` repeats its open."""
         ended = self._ended.get(request.session)
-        if ended is not None and request.epoch.number <= ended[0].number:
-            raise StaleEpoch(f"session {request.session} has ended: {ended[2]}")
+        if ended is not None and request.epoch.number <= ended.epoch.number:
+            raise StaleEpoch(f"session {request.session} has ended: {ended.why}")
         known = self._sessions.get(request.session)
         if known is None:
             return None
@@ -157,8 +173,17 @@ class SessionTable:
     def _everyone(self) -> list[StageSession]:
         return [*self._sessions.values(), *self._leaving]
 
-    def _remember(self, session: str, epoch: Epoch, kind: type[Exception], why: str) -> None:
-        self._ended[session] = (epoch, kind, why)
+    def _refuse_late(self, request: OpenRequest, life: int) -> None:
+        """Raises StaleEpoch where this life is over: the request comes a second time, or after it was given up."""
+        ended = self._ended.get(request.session)
+        if ended is not None and (request.epoch.number, life) <= (ended.epoch.number, ended.life):
+            raise StaleEpoch(f"session {request.session}: life {ended.life} has ended, {life} came late: {ended.why}")
+
+    def _remember(self, session: str, ended: _Ended) -> None:
+        before = self._ended.pop(session, ended)
+        over = max((before.epoch.number, before.life), (ended.epoch.number, ended.life))
+        epoch = before.epoch if before.epoch.number > ended.epoch.number else ended.epoch
+        self._ended[session] = replace(ended, epoch=epoch, life=over[1])
         while len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
 

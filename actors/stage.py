@@ -132,9 +132,9 @@ class StageWorker:
             kept = tuple(known.kept[seq] for seq in sorted(known.kept))
             return AttachReply(known.stand(), known.description, self.incarnation, known.life, kept)
 
-    def close(self, session: str, epoch: Epoch) -> None:
+    def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
         """Frees the State, at once or when the step using it is over. Closing an unknown session is no error."""
-        self._table.close(session, epoch)
+        self._table.close(session, epoch, life)
         self.checkpoints.forget(session)
 
     def saved(self, session: str, epoch: Epoch, seq: int) -> Manifest:
@@ -335,13 +335,15 @@ class StageWorker:
                     figures = {"compute_ms": took, "wait_ms": wait, "batched": batched}
                     decided = self.model.decisions(session.state)
                     reply = session.commit(job, chunks, ready, decisions=decided, **figures)
+                    if job.request.save:  # before the reply, since whoever has that may ask for it at once
+                        self.checkpoints.expect(session)
                     job.future.set_result(reply)
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug("made %d chunks in %.1f ms", len(chunks), took, extra=_about(job))
         except Exception as error:  # noqa: BLE001 - a model that hands out nonsense ends its session, not the loop
             self._fail(job, error)
         else:
-            if job.request.save and not session.gone:  # copied before the next step can begin
+            if job.request.save:  # copied before the next step can begin
                 self.checkpoints.begin(session, job.request.save)
 
     def _refuse(self, job: StepJob, error: BadRequest) -> None:

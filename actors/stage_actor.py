@@ -141,8 +141,8 @@ class StageActor:
         return self._worker.restore(_fetched(request))
 
     @carried
-    def close(self, session: str, epoch: Epoch) -> None:
-        self._worker.close(session, epoch)
+    def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
+        self._worker.close(session, epoch, life)
 
     def health(self) -> StageHealth:
         return dataclasses.replace(self._worker.health(), pid=os.getpid(), node=self._node)
