@@ -26,11 +26,13 @@ from riverrun.actors.auth import Callers
 from riverrun.actors.controller import NAMESPACE, Catalogue, controller_actor
 from riverrun.actors.directory import Directory
 from riverrun.actors.gateway import Gateway
+from riverrun.actors.grants import Grants
 from riverrun.actors.handles import ask
 from riverrun.actors.host import SessionHost
 from riverrun.actors.live import LiveCollector
 from riverrun.actors.logs import pass_on
 from riverrun.actors.metrics import Metrics
+from riverrun.actors.reaper import Reaper
 from riverrun.actors.telemetry import Watch
 from riverrun.actors.tls import server_credentials
 from riverrun.actors.tracing import spans_to
@@ -43,6 +45,7 @@ from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import BadRequest, Unavailable
 from riverrun.store.blobs import BlobStore
 from riverrun.store.embedded import EmbeddedServer
+from riverrun.store.records import ENDED_TTL_S, Ttls
 from riverrun.store.sessions import SessionStore
 
 log = logging.getLogger(__name__)
@@ -106,7 +109,8 @@ class Service:
         url = config.redis_url or os.environ.get("REDIS_URL", "")
         kind = "redis" if url else "embedded"
         self.store_url = url or stack.enter_context(_embedded(config.data_dir))
-        store = SessionStore(self.store_url)
+        ttls = Ttls(suspended_s=config.checkpoints.retention_s + ENDED_TTL_S)  # the reaper ends them before that
+        store = SessionStore(self.store_url, ttls=ttls)
         stack.push_async_callback(store.close)
         await store.ping()
         cluster = config.ray_address or os.environ.get("RAY_ADDRESS", LOCAL)
@@ -134,15 +138,17 @@ class Service:
         await gateway.start(config.host, config.port)
         stack.push_async_callback(self._leave, gateway)
         self.address = gateway.address
-        for work in (self._beat(store, name, gateway), _leave_cordoned(host)):
+        reaper = Reaper(host, vault, config.checkpoints)
+        for work in (self._beat(store, name, gateway, host.grants), _leave_cordoned(host), reaper.run()):
             stack.callback(asyncio.create_task(work).cancel)
 
-    async def _beat(self, store: SessionStore, name: str, gateway: Gateway) -> None:
+    async def _beat(self, store: SessionStore, name: str, gateway: Gateway, grants: Grants) -> None:
         """Says that this gateway lives, and learns who else does, for ever."""
         while True:
             try:
                 await store.heartbeat(name, self.address, ttl_s=5 * HEARTBEAT_S)
                 gateway.meet((await store.gateways()).values())
+                await grants.look()
             except Unavailable as error:  # the store is away; streams go on, and so does this
                 log.warning("no heartbeat: %s", error)
             await asyncio.sleep(HEARTBEAT_S)
