@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from riverrun.graphs.checkpoints import Cadence, CheckpointBook
@@ -81,8 +81,9 @@ class Saver:
             return None
         return self.order()
 
-    def order(self) -> SaveOrder:
-        return SaveOrder(self.cadence.kind, self.keeper.record.to_json())
+    def order(self, **changes: Any) -> SaveOrder:
+        """changes: what the record is about to say."""
+        return SaveOrder(self.cadence.kind, replace(self.keeper.record, **changes).to_json())
 
     def begun(self, driver: StageDriver, seq: int) -> None:
         """Step `seq` was made; its checkpoint is noted when it is durable."""
@@ -91,11 +92,11 @@ class Saver:
         work = driver.handle.saved(self.keeper.record.id, self.epoch, seq)
         self.spawn(self._settle(driver, work))
 
-    async def save_all(self) -> None:
-        """A checkpoint of every stage, all between two steps. Raises what a stage raised."""
-        session = self.keeper.record.id
+    async def save_all(self, **changes: Any) -> None:
+        """A checkpoint of every stage, all between two steps. changes: as in `order`. Raises what a stage raised."""
+        session, order = self.keeper.record.id, self.order(**changes)
         async with asyncio.TaskGroup() as saving:
-            work = [saving.create_task(d.handle.save(session, self.epoch, self.order())) for d in self._unflushed()]
+            work = [saving.create_task(d.handle.save(session, self.epoch, order)) for d in self._unflushed()]
         for task in work:
             self.book(task.result().stage).add(task.result())
         await self.keeper.commit(manifests=self.briefs())
