@@ -6,20 +6,24 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from riverrun.actors import checkpoints
+from riverrun.actors.checkpoints import Checkpoints
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.stage import StageWorker
 from riverrun.graphs.stage import (
     BadRequest,
     Epoch,
     OpenRequest,
+    SaveOrder,
     StaleEpoch,
     StepFailed,
     StepReply,
     StepRequest,
     UnknownSession,
 )
-from riverrun.models.base import Chunk, Control
+from riverrun.models.base import Chunk, Control, Unavailable
 from riverrun.models.synthetic import Synthetic, SyntheticState, colour, frame_number
+from riverrun.store.checkpoints import Engine
 
 FIRST = Epoch(1, "a")
 
@@ -336,3 +340,36 @@ def test_nothing_is_left_of_many_sessions(stepper):
         one.worker.close(f"s{n}", FIRST)
     health = one.worker.health()
     assert (health.sessions, health.held_bytes, health.reserved_bytes, health.steps) == (0, 0, 0, 50)
+
+
+class Drawer:
+    """A vault of one drawer."""
+
+    def write(self, manifest, tensors):
+        return manifest
+
+
+class AskedEarly(Checkpoints):
+    """Notes what somebody hears who has the reply and asks for its checkpoint before that is copied."""
+
+    def begin(self, session, order):
+        with pytest.raises(Unavailable) as heard:
+            self.saved(session.request.session, session.next_seq - 1)
+        self.heard = str(heard.value)
+        super().begin(session, order)
+
+
+def test_who_has_a_reply_can_ask_for_its_checkpoint(monkeypatch):
+    early = AskedEarly(Synthetic(), Engine(), Drawer())
+    one = Stepper(StageWorker(Synthetic(), "one", 4, None, checkpoints=early))
+    one.open("s/a")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SAVED_S", 0.0)
+        one.step("s/a", 0, save=SaveOrder("exact", "{}"))
+    assert "not written after" in early.heard
+    assert one.worker.saved("s/a", FIRST, 0).mark.seq == 1
+    one.step("s/a", 1)
+    with pytest.raises(Unavailable, match="no checkpoint was taken with step 1"):
+        one.worker.saved("s/a", FIRST, 1)
+    one.worker.close("s/a", FIRST)
+    one._threads.shutdown()
