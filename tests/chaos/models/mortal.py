@@ -23,10 +23,10 @@ COMMIT_S = 0.004
 class MortalState(SyntheticState):
     folder = Path()
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
-        if _is_called_by("pack"):  # a checkpoint copies too
+    def lend(self) -> Snapshot:
+        if _is_called_by("pack"):  # a checkpoint reads it too
             strike(self.folder, "export")
-        return super().snapshot(kind)
+        return super().lend()
 
 
 class Mortal(Synthetic):
