@@ -8,13 +8,14 @@ import hmac
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.errors import Denied, NotFound
 from riverrun.actors.grants import Grants
+from riverrun.actors.pressure import PressingPlacer, Pressure
 from riverrun.actors.principal import Principal
 from riverrun.actors.quota import Quotas
 from riverrun.actors.sessions import NoRoom
@@ -106,6 +107,7 @@ class SessionHost:
         self.closing = ""
         self.quotas = Quotas(config.auth, clock)
         self._hosted: dict[str, Hosted] = {}
+        self._pressure = Pressure(self._runners, config.checkpoints.pressure_idle_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing: set[asyncio.Task[None]] = set()
 
@@ -113,13 +115,17 @@ class SessionHost:
         return len(self._hosted)
 
     async def create(self, wish: SessionWish, script: Sequence[TimedControl] = ()) -> Hosted:
-        """Places and opens a session. A repeat with the client_id of a live one returns that.
+        """Places and opens a session; where there is no room, others that were left alone are put away for it. A repeat
+        with the client_id of a live one returns that.
 
         script: controls that come into force by themselves. Raises BadRequest, NotFound, NoRoom, Unavailable.
         """
         self._check_open()
         await self.grants.check()
         graph = self.directory.graph(wish.graph)
+        return await self._pressure.make(lambda: self._create(graph, wish, script), _models(graph))
+
+    async def _create(self, graph: Graph, wish: SessionWish, script: Sequence[TimedControl]) -> Hosted:
         if len(self._hosted) >= self.config.limits.sessions:
             raise NoRoom(f"this gateway has {len(self._hosted)} sessions, its limit; one must end first")
         placed = await self.directory.place(graph)
@@ -130,6 +136,9 @@ class SessionHost:
         runner = self._runner(written, graph, placed.stages, placed.encoders, script)
         return await self._open(Hosted(runner, token), record)
 
+    def _runners(self) -> Iterator[Runner]:
+        return (hosted.runner for hosted in list(self._hosted.values()))
+
     def _runner(
         self,
         record: SessionRecord,
@@ -139,7 +148,8 @@ class SessionHost:
         script: Sequence[TimedControl] = (),
     ) -> Runner:
         observer = self._observe(graph, record.id)
-        durable = Durability(self.directory.placer(graph), self.vault, self._gate) if self.vault else None
+        placer = PressingPlacer(self.directory.placer(graph), self._pressure, record.id, graph)
+        durable = Durability(placer, self.vault, self._gate) if self.vault else None
         config = runner_config(self.config)
         return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable, script)
 
@@ -413,6 +423,10 @@ class SessionHost:
             created=self.clock.now(),
             token_digest=token_digest(token),
         )
+
+
+def _models(graph: Graph) -> set[str]:
+    return {stage.model for stage in graph.stages}
 
 
 def runner_config(config: ServiceConfig) -> RunnerConfig:

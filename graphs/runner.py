@@ -229,6 +229,12 @@ class Runner:
         """
         return self._keeper.catch_up()
 
+    @property
+    def alone_s(self) -> float | None:
+        """Since nobody has been connected, or was given a frame; None while somebody is, or nothing runs."""
+        flow = self._flow
+        return flow.audience.quiet_s if flow and self._state.runs and flow.audience.empty else None
+
     def status(self) -> RunnerStatus:
         """What it is doing now; answers at once."""
         flow = self._flow
