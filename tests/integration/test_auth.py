@@ -143,7 +143,7 @@ def test_another_tenants_session_is_not_there(own, code, sessions, tmp_path):
         which = session.session_id if session.session_id in line else job.job_id
         kind = "session" if which == session.session_id else "job"
         assert line == f"there is no {kind} {which!r}; it may have ended and been forgotten"
-    assert asked == 6
+    assert asked == 8
     assert stream.frames(8)[-1].frame == 7
     stream.cancel()
     assert own.stubs("ann").get(session.session_id).state == pb.SESSION_STATE_RUNNING

@@ -9,6 +9,7 @@ import redis
 import torch
 from safetensors.torch import save_file
 
+from riverrun.graphs.stage import Epoch
 from riverrun.models.synthetic import colour, frame_number
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import Joiner
@@ -200,17 +201,19 @@ def test_a_session_that_another_gateway_has_taken_is_aborted_here(stubs, running
 
     assert asyncio.run(take()) == 2
     event = stream.until("event")
-    assert event.type == pb.Event.TYPE_ENDED
+    assert (event.type, event.reason) == (pb.Event.TYPE_SUSPENDED, "another gateway goes on with it")
+    assert event.HasField("retry_after")
     stream.half_close()
-    assert code(stream.rest) == ("ABORTED", event.reason)
-    assert f"session {session.session_id} was taken over (epoch 2, ours is 1)" in event.reason
+    assert stream.rest() == []
 
     async def delete() -> None:
-        store = SessionStore(running.service.store_url)
-        await store.delete(session.session_id)
-        await store.close()
+        host = running.service._gateway._host
+        stage, placement = next(iter((await host.record(session.session_id)).placement.items()))
+        handle = await host.directory.placer(host.directory.graph("synthetic")).find(stage, placement)
+        await handle.close(session.session_id, Epoch(2, "another"))
+        await host.store.delete(session.session_id)
 
-    asyncio.run(delete())
+    running.call(delete())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from .conftest import DEADLINE_S, Running, Stubs
 @contextlib.contextmanager
 def beside(running, *overrides):
     """A service beside the folder's, on its store."""
-    fixed = ["port=0", f"redis_url={running.service.store_url}", "drain_s=0.2"]
+    fixed = ["port=0", f"redis_url={running.service.store_url}", "drain_s=0.2", "checkpoints.chunks=0"]
     service = Running(load_service(None, [*fixed, *overrides]))
     service.start()
     with grpc.insecure_channel(service.service.address) as channel:
