@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import TypeVar
 
+from riverrun.actors.quota import QuotaFull
 from riverrun.actors.sessions import NoRoom
 from riverrun.cluster.pressure import Resting, victim
 from riverrun.graphs.graph import Graph
@@ -38,6 +39,8 @@ class Pressure:
         for _ in range(MOST):
             try:
                 return await attempt()
+            except QuotaFull:
+                raise
             except NoRoom:
                 if not await self._relieve(models, wanted):
                     raise

@@ -36,6 +36,10 @@ class Pace:
                 raise
 
 
+class QuotaFull(NoRoom):
+    """A tenant has all the sessions it may have: it makes no difference whether others leave."""
+
+
 class Quotas:
     """Of all tenants, at one gateway."""
 
@@ -57,4 +61,4 @@ class Quotas:
         """Counts a session that the store has just been told of. Raises NoRoom if it is one too many."""
         most = self._config.quota(record.tenant).sessions
         if most is not None and not await store.admit(record, most):
-            raise NoRoom(f"tenant {record.tenant!r} has {most} sessions, its quota of {most}; one must end first")
+            raise QuotaFull(f"tenant {record.tenant!r} has {most} sessions, its quota of {most}; one must end first")

@@ -3,6 +3,7 @@ simulator."""
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import deque
@@ -158,7 +159,10 @@ class MemoryBlobs:
     damaged: paths whose blob can't be read. is_full: nothing can be written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        """now: seconds, for the age of what is written."""
+        self._now = now
+        self._times: dict[str, float] = {}
         self.damaged: set[str] = set()
         self.is_full = False
         self._held: dict[str, tuple[Manifest, dict[str, np.ndarray]]] = {}
@@ -170,6 +174,7 @@ class MemoryBlobs:
         self._count += 1
         path = f"{manifest.session}/{manifest.stage}/{manifest.epoch}-{manifest.mark.seq}-{self._count}"
         placed = replace(manifest, path=path)
+        self._times[path] = self._now()
         self._held[path] = placed, {name: array.copy() for name, array in tensors.items()}
         return placed
 
@@ -187,6 +192,19 @@ class MemoryBlobs:
 
     async def delete(self, manifest: Manifest) -> None:
         self._held.pop(manifest.path, None)
+
+    async def max_epoch(self, session: str) -> int:
+        return max((m.epoch for m, _ in self._held.values() if m.session == session), default=0)
+
+    async def sessions(self) -> list[str]:
+        return sorted({m.session for m, _ in self._held.values()})
+
+    async def age_s(self, session: str, now: float) -> float:
+        times = [self._times[path] for path, (m, _) in self._held.items() if m.session == session]
+        return now - max(times, default=-math.inf)
+
+    async def sweep(self, session: str, before: float) -> None:
+        """Nothing here is ever left half written."""
 
     async def forget(self, session: str) -> None:
         self._held = {path: each for path, each in self._held.items() if each[0].session != session}

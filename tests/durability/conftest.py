@@ -26,12 +26,19 @@ def _load(name: str, path: Path) -> ModuleType:
 
 fakes = _load("graph_fakes", HERE.parent / "graphs" / "conftest.py")
 world = _load("durability_world", HERE / "world.py")
+hosting = _load("durability_hosting", HERE / "hosting.py")
 
 
 @pytest.fixture
 def w() -> ModuleType:
     """The module `world`."""
     return world
+
+
+@pytest.fixture
+def host_on() -> Any:
+    """Makes a gateway on a world."""
+    return hosting.host_on
 
 
 @pytest.fixture

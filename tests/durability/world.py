@@ -63,7 +63,7 @@ class Actor:
         self.incarnation = f"i{next(Actor.numbers)}"
         model = Synthetic()
         checkpoints = Checkpoints(model, Engine(model="synthetic"), world.blobs, AtOnce())
-        self.worker = StageWorker(model, self.incarnation, places, checkpoints=checkpoints)
+        self.worker = StageWorker(model, self.incarnation, places, checkpoints=checkpoints, clock=world.clock.now)
 
     async def call(self, work: Callable[[], Any]) -> Any:
         """A message there and one back."""
@@ -157,7 +157,7 @@ class World:
 
     def __init__(self, clock: Any, actors: int = 3, places: int = 8):
         self.clock = clock
-        self.blobs = MemoryBlobs()
+        self.blobs = MemoryBlobs(clock.now)
         self.store = MemoryStore(now=clock.now)
         self.actors = {f"a{n}": Actor(self, f"a{n}", places) for n in range(actors)}
         self.gate = Gate(2)
