@@ -148,8 +148,10 @@ class SessionHost:
         script: Sequence[TimedControl] = (),
     ) -> Runner:
         observer = self._observe(graph, record.id)
-        placer = PressingPlacer(self.directory.placer(graph), self._pressure, record.id, graph)
-        durable = Durability(placer, self.vault, self._gate) if self.vault else None
+        durable = None
+        if self.vault:
+            placer = PressingPlacer(self.directory.placer(graph), self._pressure, record.id, graph)
+            durable = Durability(placer, self.vault, self._gate)
         config = runner_config(self.config)
         return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable, script)
 
@@ -276,6 +278,7 @@ class SessionHost:
         """What the store has of a session; if it has lost it, what its checkpoints tell. Raises NotFound."""
         record = await self.store.get(session) or await self._rebuilt(session)
         if record is None:
+            await self.grants.check()  # it may be one that the store has yet to be told of again
             raise no_session(session)
         return record
 

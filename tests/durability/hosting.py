@@ -14,7 +14,6 @@ from riverrun.actors.sessions import NoRoom
 from riverrun.configs import ServiceConfig
 from riverrun.configs.durability import CheckpointConfig
 from riverrun.graphs.graph import Graph
-from riverrun.graphs.stage import Epoch
 from riverrun.store.records import Placement
 
 
@@ -36,13 +35,9 @@ class Directory:
         return await self._world.find(stage, placement)
 
     async def place_one(self, stage: str, avoid: str = "", actor: str = "") -> tuple[Any, Placement]:
-        free = [
-            a
-            for a in self._world.actors.values()
-            if a.incarnation != avoid
-            and (not actor or a.name == actor)
-            and a.worker.health().sessions < self._world.places
-        ]
+        places = self._world.places
+        fit = [a for a in self._world.actors.values() if a.incarnation != avoid and actor in ("", a.name)]
+        free = [a for a in fit if a.worker.health().sessions < places]
         if not free:
             raise NoRoom("all places are taken")
         best = min(free, key=lambda a: (a.worker.health().sessions, a.name))
@@ -58,7 +53,7 @@ class Directory:
             stages={n: handle for n, (handle, _) in found.items()},
             encoders={},
             placement={n: placement for n, (_, placement) in found.items()},
-            fields={n: self._fields for n in found},
+            fields=dict.fromkeys(found, self._fields),
         )
 
     async def encoders(self, graph: Graph) -> dict[str, Any]:
@@ -74,9 +69,7 @@ class Directory:
     async def evict(self, resident: Resident) -> None:
         actor = self._world.actors[resident.actor]
         if actor.incarnation == resident.incarnation:
-            actor.worker.close(
-                f"{resident.session}/{resident.stage}", Epoch(resident.epoch.number, resident.epoch.nonce)
-            )
+            actor.worker.close(f"{resident.session}/{resident.stage}", resident.epoch)
 
 
 FIELDS = frozenset({"prompt", "height", "width", "state_bytes", "takes", "chunk_frames"})

@@ -1,4 +1,4 @@
-"""Where there is no room, the session that was left alone longest makes some; and one left alone is put away in time."""
+"""Where there is no room, the session left alone longest makes some; and one left alone is put away in time."""
 
 from __future__ import annotations
 
