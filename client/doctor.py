@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 import riverrun
+from riverrun.client.doctor_blobs import checkpoints
 from riverrun.client.doctor_store import store
 from riverrun.client.doctor_trust import callers, certificates, exposure, metrics
 from riverrun.client.finding import Finding
@@ -30,6 +31,7 @@ def examine(config: ServiceConfig) -> list[Finding]:
         flash_attention(),
         ray(),
         *store(config),
+        *checkpoints(config),
         h264(),
         memory(),
         shared_memory(),
