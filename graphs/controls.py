@@ -78,7 +78,8 @@ class ControlDesk:
                 control = await self._embedded(Control(line.revision, line.kind, line.value), line.stage)
                 before = [c for c in logs[line.stage].controls.get(line.step, ()) if c.revision != line.revision]
                 logs[line.stage].controls[line.step] = (*before, control)
-        for line in (line for line in lines if line.step < 0 and line.kind not in (ENDS, DECIDED)):
+        arrived = {line.revision: line for line in lines if line.step < 0 and line.kind not in (ENDS, DECIDED)}
+        for _, line in sorted(arrived.items()):  # a line may be there twice, and the second time late
             control = Control(line.revision, line.kind, line.value)
             if line.kind == PAUSE:
                 await self._pause(line.value)

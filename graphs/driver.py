@@ -126,9 +126,9 @@ class Session(Protocol):
 class StageDriver:
     """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go.
 
-    is_stepping: a step has been asked for, and what it makes is not handed on yet. is_held: no step may begin. log:
-    what its steps carried. script: controls that it puts into steps by itself, at their frames. life: how often it was
-    put on an actor. fault: why it must be brought back before it can go on.
+    is_stepping: a step has been asked for, and what it makes is not handed on yet. is_held, is_moving: no step may
+    begin. log: what its steps carried. script: controls that it puts into steps by itself, at their frames. life: how
+    often it was put on an actor. fault: why it must be brought back before it can go on.
     """
 
     name: str
@@ -144,6 +144,7 @@ class StageDriver:
     finished: bool = False
     is_stepping: bool = False
     is_held: bool = False
+    is_moving: bool = False
     life: int = 0
     fault: Exception | None = None
     log: StepLog = field(default_factory=StepLog)
@@ -164,15 +165,20 @@ class StageDriver:
         """Steps the stage until its input has ended and it is flushed, and makes again what is lost, until cancelled.
         Raises what the stage raised and could not be mended."""
         while True:
-            await self.session.signal.until(lambda: self.fault or self.turn())
-            if self.fault:
+            await self.session.signal.until(lambda: self._is_lost or self.turn())
+            if self._is_lost and self.fault:
                 await self.session.bring_back(self, self.fault)
             elif turn := self.turn():
                 await self._try(turn)
 
+    @property
+    def _is_lost(self) -> bool:
+        """Whether it must be brought back now; where it is being moved, when that is over."""
+        return self.fault is not None and not self.is_moving
+
     def turn(self) -> Turn | None:
         """What to do now; None: wait. What a step takes in depends on the edges and the last reply only."""
-        if self.is_held or self.finished or not (self.is_repeating or self._has_room()):
+        if self.is_held or self.is_moving or self.finished or not (self.is_repeating or self._has_room()):
             return None
         if not self.inputs:
             return self._source_turn()
@@ -278,7 +284,7 @@ class StageDriver:
             seq=seq,
             inputs=(edge.head,) if edge is not None and edge.head else (),
             controls=self.log.carry(seq, self.controls),
-            acked=self.acked,
+            acked=min(self.acked, seq - 1),  # the reply to this one is wanted, if by nobody but us
             finish=turn is Turn.FINISH,
             save=None if self.is_repeating or turn is Turn.FINISH else self.session.save_due(self),
             forced=self.log.decisions.get(seq),
@@ -379,7 +385,7 @@ class StageDriver:
     def check(self) -> None:
         """Raises Corrupt unless the replies asked to be kept are those whose chunks lie on an edge or in a ring."""
         lying = sum(edge.held for queues in self.outputs.values() for edge in queues)
-        lying += sum(len(ring) for rings in self.rings.values() for ring in rings)
+        lying += sum(ring.held for rings in self.rings.values() for ring in rings)
         kept = sum(self._kept.values())
         if lying != kept or not all(0 <= seq < self.log.done for seq in self._kept):
             raise Corrupt(f"stage {self.name!r}: {kept} chunks of its replies are kept, {lying} lie behind it")

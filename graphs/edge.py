@@ -41,6 +41,7 @@ class EdgeQueue:
         self.base = self.taken = 0
         self.base_frame = self.taken_frames = 0
         self._furthest = 0
+        self._found = 0
         self._pushed = 0
         self._frames = 0
         self._slots: deque[_Slot] = deque()
@@ -106,6 +107,10 @@ class EdgeQueue:
         self._pushed, self._frames = base, base_frame
         self.base_frame, self.taken_frames = base_frame, taken_frames
         self._slots = deque(_Slot() for _ in range(self.taken - base))
+
+    def found(self) -> None:
+        """All that lies here was made for others: that may be more than would be let in now."""
+        self._found = self.end
 
     def put(self, chunk: Chunk, release: Callable[[], None] | None = None) -> bool:
         """Takes a chunk, named from here on by the port it goes into; whether it is new here.
@@ -175,7 +180,7 @@ class EdgeQueue:
 
     def check(self) -> None:
         """Raises Corrupt where counts don't add up."""
-        new = self.end - self._furthest
+        new = self.end - max(self._furthest, self._found)
         if new > self.capacity and not self.ended:  # a flush may put more, once
             raise Corrupt(f"edge into {self.target} holds {new} chunks, at most {self.capacity} may lie there")
         if self.taken < self.base:

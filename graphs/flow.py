@@ -146,7 +146,8 @@ class Flow:
 
     def drives(self) -> list[Coroutine[Any, Any, None]]:
         """One a stage, to be run side by side until cancelled. They raise what a stage raised, naming the stage."""
-        return [self._drive(driver) for driver in self.drivers.values()]
+        relief = [self.saver.relieve()] if self.saver and self.graph.inputs else []
+        return [*(self._drive(driver) for driver in self.drivers.values()), *relief]
 
     @property
     def is_over(self) -> bool:
@@ -274,6 +275,12 @@ class Flow:
         for edge in driver.inputs.values():
             if edge.has_gap and not edge.from_client:
                 self._want_again(self._maker(edge), InputLost(f"stage {driver.name!r} needs its chunks again"))
+
+    def leave(self, silent: Sequence[StageHandle]) -> None:
+        """Frees what may lie on actors that did not answer when the session was taken over."""
+        for handle in silent:
+            if self.recovery:
+                self.recovery.leave(handle)
 
     def save_due(self, driver: StageDriver) -> SaveOrder | None:
         return self.saver.due(driver) if self.saver else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,6 +91,8 @@ class RecordKeeper:
                 await self._store.log(self.record, self._unwritten[0], self._keep)
             except Conflict:
                 await self._reconcile()
+                if not self._unwritten:
+                    return
                 await self._store.log(self.record, self._unwritten[0], self._keep)
             self._unwritten.popleft()
 
@@ -105,11 +107,19 @@ class RecordKeeper:
 
     async def _reconcile(self) -> None:
         """Reads back what is stored: an earlier write whose answer was lost is adopted; a store that forgot the
-        record is told again. Raises Conflict if another runner holds the session."""
+        record, or the end of the log, is told again. Raises Conflict if another runner holds the session."""
         ours = self.record
         stored = await self._store.get(ours.id)
         if stored is None:
             stored = await self._store.create(replace(ours, version=0))
+        lines = await self._store.read_log(ours.id)
         if (stored.id, stored.epoch, stored.nonce) != (ours.id, ours.epoch, ours.nonce):
             raise Conflict(f"session {ours.id} was taken over (epoch {stored.epoch}, ours is {ours.epoch})")
         self.record = replace(self.record, version=stored.version)
+        self._unwritten = deque(_after(lines[-1] if lines else None, self._lines), maxlen=self._keep)
+
+
+def _after(last: ControlEntry | None, lines: Sequence[ControlEntry]) -> Sequence[ControlEntry]:
+    """Those that come after the last one a store has; all, if it has none of them."""
+    lines = list(lines)
+    return lines[len(lines) - lines[::-1].index(last) :] if last in lines else lines

@@ -29,14 +29,15 @@ async def migrate(recovery: Recovery, driver: StageDriver, actor: str = "") -> P
     old = keeper.record.placement[driver.name]
     target, placement = await recovery.placer.place(driver.name, avoid=old.incarnation, actor=actor)
     opening = await recovery.opening(driver.name)
-    source, session = driver.handle, keeper.record.id
+    session, life = keeper.record.id, driver.life + 1
+    driver.life = life
     try:
-        driver.life += 1
-        work = target.prepare(RestoreRequest(opening, driver.life))
+        work = target.prepare(RestoreRequest(opening, life))
         await answer(clock, config.restore_s, work, f"{placement.actor}, to take a session,")
-        async with _standing(driver):
+        async with _standing(driver, life):
+            source = driver.handle
             packet: Packet = await answer(clock, config.restore_s, source.export(session, recovery.epoch), old.actor)
-            work_in = target.restore(RestoreRequest(opening, driver.life, packet))
+            work_in = target.restore(RestoreRequest(opening, life, packet))
             reply = await answer(clock, config.restore_s, work_in, placement.actor)
             if reply.mark.seq != driver.next_seq:
                 raise Corrupt(f"stage {driver.name!r} stands at step {reply.mark.seq}, {driver.next_seq} is due")
@@ -44,32 +45,39 @@ async def migrate(recovery: Recovery, driver: StageDriver, actor: str = "") -> P
             await keeper.commit(placement={**keeper.record.placement, driver.name: placement})
             driver.handle = target
     except BaseException:
-        recovery.leave(target)
+        if driver.handle is not target:  # whatever of the commit was noted, the source goes on
+            keeper.record = replace(keeper.record, placement={**keeper.record.placement, driver.name: old})
+        recovery.leave(target, life)
         raise
-    recovery.leave(source)
+    recovery.leave(source, life - 1)
     return placement
 
 
 class _standing:
-    """Inside, the stage makes no step. Raises Unavailable if it has a fault instead."""
+    """Inside, the stage makes no step and is not brought back. Raises Unavailable if it is being so, was so since it
+    was given this life, or is being moved by somebody else."""
 
-    def __init__(self, driver: StageDriver):
-        self._driver = driver
+    def __init__(self, driver: StageDriver, life: int):
+        self._driver, self._life = driver, life
 
     async def __aenter__(self) -> None:
         driver = self._driver
-        driver.is_held = True
+        self._check(driver.is_moving)
+        driver.is_moving = True
         try:
             await driver.session.signal.until(lambda: driver.fault or not driver.is_stepping)
-            if driver.fault:
-                raise Unavailable(f"stage {driver.name!r} is being brought back; move it later")
+            self._check(driver.fault is not None or driver.life != self._life)
         except BaseException:
             self._go_on()
             raise
+
+    def _check(self, is_busy: bool) -> None:
+        if is_busy:
+            raise Unavailable(f"stage {self._driver.name!r} is being moved or brought back; move it later")
 
     async def __aexit__(self, *_: object) -> None:
         self._go_on()
 
     def _go_on(self) -> None:
-        self._driver.is_held = False
+        self._driver.is_moving = False
         self._driver.session.signal.notify()

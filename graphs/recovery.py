@@ -6,6 +6,7 @@ comes out again is compared by number alone, so a viewer never sees it twice (se
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -75,13 +76,13 @@ class Recovery:
         session = self.keeper.record.id
         log.warning("session %s: stage %s is brought back: %s", session, driver.name, fault)
         self.tell(Event(EventType.RECOVERING, f"stage {driver.name}: {fault}"))
-        lost, left = driver.handle, self.keeper.record.placement.get(driver.name)
+        lost, before, left = driver.handle, driver.life, self.keeper.record.placement.get(driver.name)
         async with self.gate.enter(self.slack_s()):
             handle, reply, placement = await self._restore(driver, isinstance(fault, StepFailed))
         await self.keeper.commit(placement={**self.keeper.record.placement, driver.name: placement})
         driver.rewind(handle, reply.mark)
         if left and left.incarnation != placement.incarnation:
-            self.leave(lost)
+            self.leave(lost, before)
         log.warning("session %s: stage %s goes on at step %d on %s", session, driver.name, reply.mark.seq, placement)
         self.tell(Event(EventType.RECOVERED, f"stage {driver.name} goes on"))
 
@@ -118,6 +119,9 @@ class Recovery:
                 log.error("session %s: checkpoint %s can't be used: %s", opening.session, source.path, error)
                 self.saver.book(name).drop(source)
                 continue
+            except (Unavailable, asyncio.CancelledError):
+                self.leave(handle, driver.life)  # it may have done it, or do so yet
+                raise
             return handle, reply, replace(placement, incarnation=reply.incarnation)
         raise Corrupt(f"stage {name!r} is lost: no checkpoint can be used, and what it was given is gone")
 
@@ -137,12 +141,13 @@ class Recovery:
             self.keeper.record, self.epoch, self.graph, stage, self.encoders, self.clock, self.encode_s
         )
 
-    def leave(self, handle: StageHandle) -> None:
-        """Frees what lies on an actor that is not used any more, in the background: it may be dead."""
-        self.saver.spawn(self._leave(handle))
+    def leave(self, handle: StageHandle, life: int | None = None) -> None:
+        """Frees what lies on an actor that is not used any more, up to this life, in the background: it may be dead."""
+        self.saver.spawn(self._leave(handle, life))
 
-    async def _leave(self, lost: StageHandle) -> None:
+    async def _leave(self, lost: StageHandle, life: int | None) -> None:
         try:
-            await answer(self.clock, self.config.restore_s, lost.close(self.keeper.record.id, self.epoch), "it")
+            work = lost.close(self.keeper.record.id, self.epoch, life)
+            await answer(self.clock, self.config.restore_s, work, "it")
         except (Unavailable, Corrupt) as error:
             log.info("session %s: what was given up does not answer: %s", self.keeper.record.id, error)

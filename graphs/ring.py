@@ -35,8 +35,8 @@ def frame_bytes(about: Description, port: str) -> int:
 class Slot:
     """A chunk in the ring. first: number of its first frame. release: says that nobody here needs it any more.
 
-    array: [T, ...] once fetched; the reference is dropped then. lost: the reference leads nowhere, its chunk must come
-    again.
+    array: [T, ...] once fetched; the reference is dropped then. is_free: `release` was called. lost: the reference
+    leads nowhere, its chunk must come again.
     """
 
     chunk: Chunk
@@ -45,6 +45,13 @@ class Slot:
     array: np.ndarray | None = None
     loading: bool = False
     lost: bool = False
+    is_free: bool = False
+
+    def let_go(self) -> None:
+        """Nobody will want it made again: it is here, or not wanted at all."""
+        if not self.is_free:
+            self.is_free = True
+            self.release()
 
     @property
     def end(self) -> int:
@@ -114,6 +121,11 @@ class OutputRing:
         """Chunks that are kept here."""
         return len(self._slots)
 
+    @property
+    def held(self) -> int:
+        """Chunks that may have to be made again."""
+        return sum(not slot.is_free for slot in self._slots)
+
     def has_room(self) -> bool:
         """Whether another step may be started: less than one chunk lies here that was not sent yet."""
         return not self.lossless or not self._slots or self.cursor > self._slots[-1].first
@@ -171,6 +183,7 @@ class OutputRing:
         slot.array = array.view()
         slot.array.flags.writeable = False
         slot.chunk = replace(chunk, data=None)
+        self._trim()
         self._signal.notify()
 
     # ---- the controller's side ----
@@ -221,11 +234,14 @@ class OutputRing:
         return position if position >= before.first else newest.first
 
     def _trim(self) -> None:
-        floor = max(self.acked, self.cursor - self._keep) if self.lossless else self.next_frame
+        floor = settled = max(self.acked, self.cursor - self._keep) if self.lossless else self.next_frame
         if self.readers or not self.lossless:  # two chunks stay, so that viewers see them whatever the controller acks
             floor = min(floor, self._slots[-2].first if len(self._slots) > 1 else 0)
         while self._slots and self._slots[0].end <= min(floor, self.next_frame):
-            self._slots.popleft().release()
+            self._slots.popleft().let_go()
+        for slot in self._slots:
+            if slot.end <= settled and slot.array is not None:  # it stays for viewers, and need not be made again
+                slot.let_go()
 
     def set_lossless(self, lossless: bool) -> None:
         """Whether the controller reads this port; one it does not read goes at its own pace."""
@@ -248,7 +264,7 @@ class OutputRing:
     def clear(self) -> None:
         """Frees all that lies here, once nobody reads it any more."""
         while self._slots:
-            self._slots.popleft().release()
+            self._slots.popleft().let_go()
         self.lossless = False
 
     def check(self) -> None:

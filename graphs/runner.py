@@ -354,6 +354,7 @@ class Runner:
         await self._keeper.commit(placement={name: stand.placement for name, stand in stands.items()})
         flow = self._flow_over(self._stages)
         await settle(flow, stands, lines)
+        flow.leave(take.silent)
         assert flow.saver is not None
         flow.saver.follow(flow.drivers, found)
         if not self._graph.inputs and (was.state is SessionState.DRAINING or flow.has_all_frames):

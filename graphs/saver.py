@@ -8,16 +8,21 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from riverrun.graphs.checkpoints import Cadence, CheckpointBook
+from riverrun.graphs.checkpoints import COPIES, Cadence, CheckpointBook
 from riverrun.graphs.driver import StageDriver
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.opening import answer
 from riverrun.graphs.stage import Epoch, SaveOrder, StageGone, StaleEpoch, UnknownSession
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
 
 log = logging.getLogger(__name__)
+SAVED_S = 300.0
+"""A checkpoint that takes longer is given up."""
+RETRY_S = 1.0
+"""Between two tries to write a checkpoint that a client waits for."""
 MAX_UNSAVED = 256
 """Chunks an edge keeps at most for a stage whose checkpoints can't be written; older ones are given up."""
 
@@ -101,6 +106,44 @@ class Saver:
             self.book(task.result().stage).add(task.result())
         await self.keeper.commit(manifests=self.briefs())
 
+    async def relieve(self) -> None:
+        """Takes checkpoints between steps where a client waits until its input is durable, and nothing else would: it
+        sends no more before, and without input no step is made to take one with. Runs until cancelled."""
+        signal = next(iter(self.drivers.values())).session.signal
+        noted: list[int] = []
+        while True:
+            noted = await signal.until(lambda: self._news(noted) or (self._unsaved() and noted))  # noqa: B023
+            self.forget()
+            if (driver := self._unsaved()) is None:
+                continue
+            mine = self.stages[driver.name]
+            mine.at, mine.is_writing = self.clock.now(), True
+            await self._settle(driver, driver.handle.save(self.keeper.record.id, self.epoch, self.order()))
+            if mine.is_failing:
+                await self.clock.sleep(RETRY_S)
+
+    @property
+    def _is_waited_for(self) -> bool:
+        """Whether a client may wait for its input to be durable: all of it is taken, and much in no checkpoint."""
+        inputs = [edge for driver in self.drivers.values() for edge in driver.inputs.values() if edge.from_client]
+        return any(edge.waiting_frames >= self.cadence.inputs and not len(edge) for edge in inputs)
+
+    def _news(self, noted: list[int]) -> list[int] | None:
+        """What is acked of each stage while a client waits, if that is not what was noted: more can be forgotten."""
+        acked = [driver.acked for driver in self.drivers.values()]
+        return acked if self._is_waited_for and acked != noted else None
+
+    def _unsaved(self) -> StageDriver | None:
+        """A resting stage that keeps input from being durable: without two checkpoints of where it stands."""
+        drivers = reversed(self.drivers.values()) if self._is_waited_for else ()
+        return next((driver for driver in drivers if self._is_unsaved(driver)), None)
+
+    def _is_unsaved(self, driver: StageDriver) -> bool:
+        mine = self.stages[driver.name]
+        if mine.is_writing or driver.is_stepping or driver.is_held or driver.fault or driver.finished or driver.turn():
+            return False
+        return sum(m.mark.seq == driver.next_seq for m in mine.book.manifests) < COPIES
+
     def _unflushed(self) -> list[StageDriver]:
         return [driver for driver in self.drivers.values() if not driver.finished]
 
@@ -111,7 +154,7 @@ class Saver:
     async def _settle(self, driver: StageDriver, work: Coroutine[Any, Any, Manifest]) -> None:
         mine = self.stages[driver.name]
         try:
-            manifest = await work
+            manifest = await answer(self.clock, SAVED_S, work, f"a checkpoint of stage {driver.name!r}")
         except (StageGone, UnknownSession, StaleEpoch):
             return  # its driver finds out
         except (Unavailable, Corrupt) as error:
@@ -122,6 +165,7 @@ class Saver:
             return
         finally:
             mine.is_writing = False
+            driver.session.signal.notify()
         mine.is_failing = False
         mine.book.add(manifest)
         await self.keeper.commit(manifests=self.briefs())

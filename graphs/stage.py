@@ -210,8 +210,11 @@ class StageHandle(Protocol):
     async def restore(self, request: RestoreRequest) -> RestoreReply:
         """Raises Corrupt (the checkpoint is damaged, or another engine's), Unavailable (no room, blobs away)."""
 
-    async def close(self, session: str, epoch: Epoch) -> None:
-        """Frees the State. Closing an unknown session is no error."""
+    async def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
+        """Frees the State. Closing an unknown session is no error.
+
+        life: only one up to this, and none up to it is taken any more, as what would bring it may still be on its way.
+        """
 
     async def fetch(self, data: Any) -> np.ndarray:
         """The array behind `Chunk.data` (itself, or what the reference points to)."""

@@ -7,9 +7,10 @@ Then edges, rings and drivers are set to those numbers, and the stream goes on a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from riverrun.graphs.checkpoints import CheckpointBook
 from riverrun.graphs.durability import Durability
@@ -26,7 +27,7 @@ from riverrun.graphs.stage import (
     StepReply,
 )
 from riverrun.graphs.waiting import Clock
-from riverrun.models.base import Corrupt, Description, Unavailable
+from riverrun.models.base import BadRequest, Corrupt, Description, Unavailable
 from riverrun.store.checkpoints import Manifest, Mark
 from riverrun.store.records import ControlEntry, Placement, SessionRecord
 
@@ -67,13 +68,26 @@ class TakeOver:
     config: RecoveryConfig
     found: Sequence[Manifest]
     received: Mapping[str, int]
+    silent: list[StageHandle] = field(default_factory=list)  # of actors where a State was, and may still be
+    _placed: list[tuple[StageHandle, int]] = field(default_factory=list)
 
     async def stands(self) -> dict[str, Stand]:
-        """Every stage on its feet, in flow order. Raises Unavailable (no room), Corrupt (what is needed is gone)."""
+        """Every stage on its feet, in flow order. Raises Unavailable (no room), Corrupt (what is needed is gone), with
+        nothing left where it was put."""
         stands: dict[str, Stand] = {}
-        for name in reversed(self.graph.order()):
-            stands[name] = await self._attached(name) or await self._restored(name, stands)
+        try:
+            for name in reversed(self.graph.order()):
+                stands[name] = await self._attached(name) or await self._restored(name, stands)
+        except (BadRequest, Unavailable, Corrupt):
+            await asyncio.gather(*(self._leave(handle, life) for handle, life in self._placed))
+            raise
         return {name: stands[name] for name in self.graph.order()}
+
+    async def _leave(self, handle: StageHandle, life: int) -> None:
+        try:
+            await answer(self.clock, self.config.restore_s, handle.close(self.record.id, self.epoch, life), "it")
+        except (Unavailable, Corrupt) as error:
+            log.info("session %s: what was given up does not answer: %s", self.record.id, error)
 
     async def _attached(self, name: str) -> Stand | None:
         placement = self.record.placement.get(name)
@@ -85,6 +99,7 @@ class TakeOver:
             reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
         except (Unavailable, StepFailed) as error:
             log.warning("session %s: stage %s has to be restored: %s", self.record.id, name, error)
+            self.silent.append(handle)
             return None
         acked = reply.kept[0].seq - 1 if reply.kept else reply.mark.seq - 1
         floor = self._book(name).floor(acked)
@@ -94,6 +109,7 @@ class TakeOver:
         old = self.record.placement.get(name)
         handle, placement = await self.durability.placer.place(name, old.incarnation if old else "")
         for life, source in enumerate((*self._usable(name, behind), None), start=1):
+            self._placed.append((handle, life))
             try:
                 work = handle.restore(RestoreRequest(self.openings[name], life, source))
                 reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
@@ -153,6 +169,8 @@ async def settle(flow: Flow, stands: Mapping[str, Stand], lines: Sequence[Contro
         stand = stands[name]
         driver.life = stand.life
         driver.resume(stand.mark, stand.kept)
+    for edge in flow.edges.values():
+        edge.found()
     await flow.desk.go_on(
         lines, {n: d.log for n, d in flow.drivers.items()}, {n: s.mark.seen for n, s in stands.items()}
     )

@@ -40,7 +40,7 @@ class Idle:
     async def step(self, request):
         return StepReply(request.seq, (), ready=False)
 
-    async def close(self, session, epoch):
+    async def close(self, session, epoch, life=None):
         pass
 
 

@@ -55,7 +55,7 @@ class Local:
             self._spans.note_step(named, reply, arrived_ns, "i1")
         return reply
 
-    async def close(self, session, epoch):
+    async def close(self, session, epoch, life=None):
         self.worker.close(f"{session}/{self._name}", epoch)
 
     async def fetch(self, data):

@@ -116,8 +116,8 @@ class Handle:
         reply = await self.actor.call(lambda: self.actor.worker.attach(self._key(session), epoch))
         return replace(reply, kept=tuple(self._lent(each) for each in reply.kept))
 
-    async def close(self, session: str, epoch: Any) -> None:
-        await self.actor.call(lambda: self.actor.worker.close(self._key(session), epoch))
+    async def close(self, session: str, epoch: Any, life: int | None = None) -> None:
+        await self.actor.call(lambda: self.actor.worker.close(self._key(session), epoch, life))
 
     async def saved(self, session: str, epoch: Any, seq: int) -> Any:
         return await self.actor.call(lambda: self.actor.worker.saved(self._key(session), epoch, seq))

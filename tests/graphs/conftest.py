@@ -186,7 +186,7 @@ class FakeStage:
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         return AttachReply(self.states[session].next_seq)
 
-    async def close(self, session: str, epoch: Epoch) -> None:
+    async def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
         self.states.pop(session, None)
 
     async def fetch(self, data: Any) -> np.ndarray:

@@ -40,7 +40,7 @@ class Counting:
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         return AttachReply(0)
 
-    async def close(self, session: str, epoch: Epoch) -> None:
+    async def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
         pass
 
     async def fetch(self, data: Any) -> np.ndarray:

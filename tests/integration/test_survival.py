@@ -51,7 +51,7 @@ def gateways(tmp_path_factory, ray_cluster):
     with contextlib.ExitStack() as stack:
         one, stubs = stack.enter_context(started(*first))
         redis = f"redis_url={one.service.store_url}"
-        two, others = stack.enter_context(started("models=[]", redis, *common))
+        _two, others = stack.enter_context(started("models=[]", redis, *common))
         yield stubs, others
         ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))
 
