@@ -58,6 +58,11 @@ class EdgeQueue:
         release()
         return chunk
 
+    def clear(self) -> None:
+        """Lets go of all that lies here: its session is over."""
+        while self._queue:
+            self._queue.popleft()[1]()
+
     def check(self) -> None:
         if len(self._queue) > self.capacity and not self.ended:  # a flush may put more, once
             raise Corrupt(

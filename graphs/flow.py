@@ -151,10 +151,13 @@ class Flow:
         """Seconds of media made and not played."""
         return lead_s(self.audience.made, self.audience.playhead.now())
 
-    async def stop_fetching(self) -> None:
+    async def stop(self) -> None:
+        """The session is over: nothing more is fetched, and what lies between stages is let go."""
         for fetch in (fetches := list(self._fetches)):
             fetch.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
+        for edge in self.edges.values():
+            edge.clear()
 
     def marks(self) -> dict[str, Any]:
         """How far everything has come, as fields of the session record."""
@@ -175,9 +178,11 @@ class Flow:
         self.desk.check()
 
     def check_stopped(self) -> None:
-        """Raises Corrupt if a chunk is still being fetched."""
+        """Raises Corrupt if a chunk is still being fetched, or lies between stages."""
         if self._fetches:
             raise Corrupt(f"session {self.session_id}: {len(self._fetches)} chunks are fetched after its end")
+        if left := sum(map(len, self.edges.values())):
+            raise Corrupt(f"session {self.session_id}: {left} chunks lie between its stages after its end")
 
     # ---- what the stage drivers call ----
 

@@ -288,7 +288,7 @@ class Runner:
         if self._flow:
             self._observer.ended(state.value)
             self._flow.audience.end(Event(EventType.ENDED, reason, failed=state is SessionState.FAILED))
-            await self._flow.stop_fetching()
+            await self._flow.stop()
         if isinstance(self._fault, Conflict | StaleEpoch):
             return
         closed = await asyncio.gather(*map(self._close_stage, self._stages), return_exceptions=True)
