@@ -49,10 +49,10 @@ class Service:
         """Keys in the session store."""
         return int(self._store.dbsize())  # type: ignore[arg-type]
 
-    def cpu_s(self) -> float:
-        """Processor time that the gateway's process has used so far."""
-        times = self._root.cpu_times()
-        return times.user + times.system
+    def cpu_s(self, *actors: int) -> float:
+        """Processor time that the gateway's process, and these of its actors', have used so far."""
+        times = [process.cpu_times() for process in (self._root, *map(psutil.Process, actors))]
+        return sum(time.user + time.system for time in times)
 
     def memory(self) -> dict[int, Memory]:
         """Of each process of the tree, of the store and of this one, by pid."""

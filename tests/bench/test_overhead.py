@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from riverrun.bench.overhead import CASES, Turn, compared, first_figures, rates, show, spans
+from riverrun.bench.overhead import CASES, Turn, compared, costs, first_figures, rates, show, spans
 from riverrun.bench.trips import Case, codec_ms, picture
 from riverrun.protos.wire import JPEG, MAX_PART_BYTES, RAW, Joiner
 
@@ -20,6 +20,14 @@ def test_added_latency_is_the_difference_of_medians_in_milliseconds():
 def test_a_ratio_is_of_rounds_not_of_medians():
     """A round in which the machine was busy counts for both sides."""
     assert rates([100.0, 10.0, 100.0], [50.0, 5.0, 60.0])["ratio"] == pytest.approx(0.5)
+
+
+def test_the_cost_of_a_chunk_is_compared_round_by_round():
+    assert costs([200.0, 400.0, 210.0], [250.0, 500.0, 210.0]) == {
+        "bare_cpu_ms": 210.0,
+        "service_cpu_ms": 250.0,
+        "cpu_ratio": 0.8,
+    }
 
 
 def test_first_chunk_is_held_against_its_compute():
