@@ -9,7 +9,6 @@ machine may be shared: a ratio is the median of the rounds' ratios.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -25,7 +24,8 @@ from typing import Any
 
 import grpc
 
-from riverrun.bench.report import Cell, table, write_json
+from riverrun.bench.options import parsed
+from riverrun.bench.report import tables, write_json
 from riverrun.bench.service import Service, serving
 from riverrun.bench.trips import OPTIONS, Case, Line, codec_ms, echo_line, session_line
 from riverrun.client.aio import AsyncClient
@@ -246,7 +246,7 @@ def child(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 async def measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
-    """The figures that `show` prints and `--json` writes."""
+    """The figures, by part."""
     figures: dict[str, Any] = {}
     async with _both() as (service, ours, echo):
         for case in CASES:
@@ -335,30 +335,13 @@ COLUMNS = {
 }
 
 
-def show(figures: dict[str, Any]) -> str:
-    """A table for each part that was measured."""
-    tables = []
-    for part, columns in COLUMNS.items():
-        if part in figures:
-            rows: list[list[Cell]] = [[row[key] for key in columns.values()] for row in figures[part]]
-            tables.append(table(list(columns), rows))
-    return "\n\n".join(tables)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m riverrun.bench.overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
-    options = parser.parse_args(argv)
-    parts = options.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    options = parsed("overhead", __doc__, argv, PARTS)
     plan = QUICK if options.quick else Plan()
-    figures = asyncio.run(measure(plan, parts))
-    print(show(figures))
+    figures = asyncio.run(measure(plan, options.only))
+    print(tables(COLUMNS, figures))
     if options.json:
-        write_json(options.json, "overhead", {"only": parts, **asdict(plan)}, figures)
+        write_json(options.json, "overhead", {"only": options.only, **asdict(plan)}, figures)
     return 0
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from riverrun.bench.overhead import CASES, Turn, compared, costs, first_figures, rates, show, spans
+from riverrun.bench.overhead import CASES, COLUMNS, Turn, compared, costs, first_figures, rates, spans
+from riverrun.bench.report import tables
 from riverrun.bench.trips import Case, codec_ms, picture
 from riverrun.protos.wire import JPEG, MAX_PART_BYTES, RAW, Joiner
 
@@ -43,7 +44,7 @@ def test_spans_add_up_to_the_trip():
 
 
 def test_every_part_has_its_table():
-    text = show({"first": [{"case": "generate", **first_figures([1.0], 2.0)}]})
+    text = tables(COLUMNS, {"first": [{"case": "generate", **first_figures([1.0], 2.0)}]})
     assert "generate" in text
     assert "103" in text
 
