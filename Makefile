@@ -60,10 +60,13 @@ format: venv  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: venv  ## every benchmark, short; BENCH_ARGS= for the full length
+	$(BIN)/python -m riverrun.bench.overhead $(BENCH_ARGS)
+	$(BIN)/python -m riverrun.bench.batching $(BENCH_ARGS)
+	$(BIN)/python -m riverrun.bench.pacing $(BENCH_ARGS)
+	$(BIN)/python -m riverrun.bench.watching $(BENCH_ARGS)
 	$(BIN)/python -m riverrun.bench.horizon $(BENCH_ARGS)
 	$(BIN)/python -m riverrun.bench.adherence $(BENCH_ARGS)
 	$(BIN)/python -m riverrun.bench.cache $(BENCH_ARGS)
-	$(BIN)/python -m riverrun.bench.watching $(BENCH_ARGS)
 
 realsize: venv  ## random weights of the released shapes: predicted against measured bytes
 	$(BIN)/python -m riverrun.bench.realsize

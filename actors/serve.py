@@ -252,7 +252,10 @@ def ray_of(address: str) -> Iterator[None]:
             include_dashboard=False,
             num_cpus=0,  # no idle workers in store; our actors count no CPU
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={"task_events_report_interval_ms": 0},  # the GCS would keep one for every step
+            _system_config={
+                "task_events_report_interval_ms": 0,  # the GCS would keep one for every step
+                "worker_niceness": 0,  # 15 by default: stage actors would starve behind whatever else the machine does
+            },
             **quiet,
         )
     else:

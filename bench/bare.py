@@ -1,8 +1,8 @@
 """A model in a plain loop: `python -m riverrun.bench.bare MODEL PROMPT SEED`, without service, Ray or sockets.
 
 For each line on standard input, a number of chunks, it steps its one session so many times and prints as JSON the
-milliseconds of each and the frames made. The line "new" begins another session, and prints the milliseconds until its
-first chunk was there, prompt encoding included.
+milliseconds of each, the frames made, and the milliseconds of processor time for all. The line "new" begins another
+session, and prints the milliseconds until its first chunk was there, prompt encoding included.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Bare:
         return 1000 * (time.perf_counter() - began)
 
     def chunks(self, count: int) -> dict[str, Any]:
-        """Milliseconds of each chunk, and the frames of all."""
-        took, frames = [], 0
+        """Milliseconds of each chunk, and frames and processor time of all."""
+        took, frames, cpu = [], 0, time.process_time()
         for _ in range(count):
             began = time.perf_counter()
             (chunks,) = self._model.step([self._state])
             took.append(1000 * (time.perf_counter() - began))
             frames += sum(chunk.frames for chunk in chunks)
-        return {"ms": took, "frames": frames}
+        return {"ms": took, "frames": frames, "cpu_ms": 1000 * (time.process_time() - cpu)}
 
     def _open(self) -> Any:
         state = self._model.open(parse_params(self._model.Params, {"prompt": self._prompt}), self._seed)

@@ -9,7 +9,6 @@ machine may be shared: a ratio is the median of the rounds' ratios.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -25,8 +24,9 @@ from typing import Any
 
 import grpc
 
-from riverrun.bench.report import Cell, table, write_json
-from riverrun.bench.service import serving
+from riverrun.bench.options import parsed
+from riverrun.bench.report import tables, write_json
+from riverrun.bench.service import Service, serving
 from riverrun.bench.trips import OPTIONS, Case, Line, codec_ms, echo_line, session_line
 from riverrun.client.aio import AsyncClient
 from riverrun.graphs.driver import percentile
@@ -95,6 +95,15 @@ def rates(bare: Sequence[float], service: Sequence[float]) -> dict[str, float]:
     }
 
 
+def costs(bare: Sequence[float], service: Sequence[float]) -> dict[str, float]:
+    """Median processor time of a chunk, and the median of how much of the service's the model itself takes."""
+    return {
+        "bare_cpu_ms": statistics.median(bare),
+        "service_cpu_ms": statistics.median(service),
+        "cpu_ratio": statistics.median(b / s for b, s in zip(bare, service, strict=True)),
+    }
+
+
 def first_figures(took_ms: Sequence[float], chunk_ms: float) -> dict[str, float]:
     """Time to the first chunk, and its limit: 1.5 times one chunk's compute and 100 ms."""
     return {"first_ms": statistics.median(took_ms), "chunk_ms": chunk_ms, "limit_ms": 1.5 * chunk_ms + 100}
@@ -151,35 +160,36 @@ async def _pulled(line: Line, plan: Plan) -> float:
     return plan.frames / await line.pull(plan.frames)
 
 
-async def measure_model(address: str, bare: Bare, plan: Plan) -> dict[str, Any]:
+async def measure_model(service: Service, bare: Bare, plan: Plan) -> dict[str, Any]:
     """Frames a second of the model in the plain loop, and of the same through the service, frames taken as they come.
 
-    Between its turns the session stands still: its client takes nothing.
+    Between its turns the session stands still: its client takes nothing. The processor time of both is what a busy
+    machine can't blur: of the service, that of its actor and its gateway together.
     """
-    alone, ours = [], []
-    async with AsyncClient(address) as rr:
+    alone, ours, alone_cpu, ours_cpu = [], [], [], []
+    async with AsyncClient(service.address) as rr:
         stream = await rr.stream(MODEL_GRAPH, prompt=PROMPT, seed=SEED, buffer=CHUNK_FRAMES)
         await _chunks(stream, 4)
+        actor = next(actor.pid for actor in (await rr.status()).actors if actor.model == MODEL)
         answer = bare.ask(2)
         for _ in range(plan.rounds):
             await _still(rr, stream.session_id, sum(answer["ms"]) / 1000)
             answer = bare.ask(plan.chunks)
             alone.append(1000 * answer["frames"] / sum(answer["ms"]))
+            alone_cpu.append(answer["cpu_ms"] / plan.chunks)
             await _chunks(stream, 4)  # what was made ahead, and the rest of what was begun
-            began = time.perf_counter()
-            at = await _chunks(stream, plan.chunks)
-            ours.append(at / (time.perf_counter() - began))
+            began, cpu_s = time.perf_counter(), service.cpu_s(actor)
+            await _chunks(stream, plan.chunks)
+            ours.append(plan.chunks * CHUNK_FRAMES / (time.perf_counter() - began))
+            ours_cpu.append(1000 * (service.cpu_s(actor) - cpu_s) / plan.chunks)
         await stream.close()
-    return {"case": f"{MODEL}", **rates(alone, ours)}
+    return {"case": MODEL, **rates(alone, ours), **costs(alone_cpu, ours_cpu)}
 
 
-async def _chunks(stream: Any, count: int) -> int:
-    """Takes frames until `count` more chunks are complete; how many frames."""
-    frames = 0
+async def _chunks(stream: Any, count: int) -> None:
+    """Takes the frames of so many chunks."""
     for _ in range(count * CHUNK_FRAMES):
         await anext(stream)
-        frames += 1
-    return frames
 
 
 async def _still(rr: AsyncClient, session: str, wait_s: float) -> None:
@@ -219,9 +229,14 @@ class Bare:
 
 @contextmanager
 def child(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m` command, and the first line it prints; it ends when its standard input does."""
+    """`python -m` command, and the first line it prints; it ends when its standard input does.
+
+    In a session of its own, as the service is: Linux shares the processors out by session (`sched_autogroup`), so on a
+    busy machine a process that shares its session with others would get less time than the service does."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-m", *command], stdin=pipe, stdout=pipe, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     with process:  # leaving closes its input and waits
         line = process.stdout.readline().strip()
@@ -231,36 +246,37 @@ def child(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 async def measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
-    """The figures that `show` prints and `--json` writes."""
+    """The figures, by part."""
     figures: dict[str, Any] = {}
-    async with _both() as (address, service, echo):
+    async with _both() as (service, ours, echo):
         for case in CASES:
             if "trips" in parts:
-                figures.setdefault("trips", []).append(await measure_trips(service, echo, case, plan))
+                figures.setdefault("trips", []).append(await measure_trips(ours, echo, case, plan))
             if "source" in parts:
-                figures.setdefault("source", []).append(await measure_source(service, echo, case, plan))
+                figures.setdefault("source", []).append(await measure_source(ours, echo, case, plan))
         if "calls" in parts:
             with child("riverrun.bench.calls", "--json") as (_, answer):
                 figures["calls"] = json.loads(answer)
         if "trips" in parts and "calls" in parts:
             figures["spans"] = spans(figures["trips"], figures["calls"])
         if "first" in parts:
-            made = measure_first(address, "synthetic", STEP_MS, plan, step_ms=STEP_MS)
+            made = measure_first(service.address, "synthetic", STEP_MS, plan, step_ms=STEP_MS)
             figures["first"] = [await made]
         if "model" in parts or "first" in parts:
             with child("riverrun.bench.bare", MODEL, PROMPT, str(SEED)) as (process, _):
                 bare = Bare(process)
                 if "model" in parts:
-                    figures["model"] = [await measure_model(address, bare, plan)]
+                    figures["model"] = [await measure_model(service, bare, plan)]
                 if "first" in parts:
                     chunk_ms = statistics.median(bare.ask("new") for _ in range(plan.firsts))
-                    figures["first"].append(await measure_first(address, MODEL_GRAPH, chunk_ms, plan, prompt=PROMPT))
+                    made = measure_first(service.address, MODEL_GRAPH, chunk_ms, plan, prompt=PROMPT)
+                    figures["first"].append(await made)
     return figures
 
 
 @asynccontextmanager
-async def _both() -> AsyncIterator[tuple[str, grpc.aio.Channel, grpc.aio.Channel]]:
-    """The service's address, and channels to it and to the echo."""
+async def _both() -> AsyncIterator[tuple[Service, grpc.aio.Channel, grpc.aio.Channel]]:
+    """The service, and channels to it and to the echo."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="riverrun-bench-")))
         (folder / "echo.yaml").write_text(GRAPH)
@@ -272,7 +288,7 @@ async def _both() -> AsyncIterator[tuple[str, grpc.aio.Channel, grpc.aio.Channel
             await stack.enter_async_context(grpc.aio.insecure_channel(address, options=OPTIONS))
             for address in (service.address, f"127.0.0.1:{port}")
         ]
-        yield service.address, channels[0], channels[1]
+        yield service, channels[0], channels[1]
 
 
 # ---- the tables ----
@@ -306,35 +322,26 @@ COLUMNS = {
         "service frames/s": "service_fps",
         "ratio": "ratio",
     },
-    "model": {"model": "case", "plain loop frames/s": "bare_fps", "service frames/s": "service_fps", "ratio": "ratio"},
+    "model": {
+        "model": "case",
+        "plain loop frames/s": "bare_fps",
+        "service frames/s": "service_fps",
+        "ratio": "ratio",
+        "plain loop CPU ms a chunk": "bare_cpu_ms",
+        "service CPU ms": "service_cpu_ms",
+        "ratio by CPU time": "cpu_ratio",
+    },
     "first": {"first chunk of": "case", "ms": "first_ms", "compute ms": "chunk_ms", "limit ms": "limit_ms"},
 }
 
 
-def show(figures: dict[str, Any]) -> str:
-    """A table for each part that was measured."""
-    tables = []
-    for part, columns in COLUMNS.items():
-        if part in figures:
-            rows: list[list[Cell]] = [[row[key] for key in columns.values()] for row in figures[part]]
-            tables.append(table(list(columns), rows))
-    return "\n\n".join(tables)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m riverrun.bench.overhead", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
-    options = parser.parse_args(argv)
-    parts = options.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    options = parsed("overhead", __doc__, argv, PARTS)
     plan = QUICK if options.quick else Plan()
-    figures = asyncio.run(measure(plan, parts))
-    print(show(figures))
+    figures = asyncio.run(measure(plan, options.only))
+    print(tables(COLUMNS, figures))
     if options.json:
-        write_json(options.json, "overhead", {"only": parts, **asdict(plan)}, figures)
+        write_json(options.json, "overhead", {"only": options.only, **asdict(plan)}, figures)
     return 0
 
 

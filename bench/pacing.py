@@ -9,7 +9,6 @@ the rounds' ratios to the turn without stalled clients.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -21,7 +20,8 @@ from typing import Any
 
 import grpc
 
-from riverrun.bench.report import Cell, table, write_json
+from riverrun.bench.options import parsed
+from riverrun.bench.report import tables, write_json
 from riverrun.bench.service import Service, serving
 from riverrun.client.aio import AsyncClient
 from riverrun.graphs.consumer import most_credits
@@ -94,11 +94,6 @@ COLUMNS = {
     "frames taken each": "each_frames",
     "steps each": "each_steps",
 }
-
-
-def show(rows: Sequence[Mapping[str, Any]]) -> str:
-    cells: list[list[Cell]] = [[row[key] for key in COLUMNS.values()] for row in rows]
-    return table(list(COLUMNS), cells)
 
 
 async def measure(service: Service, plan: Plan) -> list[dict[str, Any]]:
@@ -176,14 +171,11 @@ def _gateway_bytes(service: Service, status: pb.StatusResponse) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m riverrun.bench.pacing", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
-    parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
-    options = parser.parse_args(argv)
+    options = parsed("pacing", __doc__, argv)
     plan = QUICK if options.quick else Plan()
     with serving("models=[synthetic]", "stall_s=0") as service:
         rows = asyncio.run(measure(service, plan))
-    print(show(rows))
+    print(tables({"rows": COLUMNS}, {"rows": rows}))
     if options.json:
         write_json(options.json, "pacing", asdict(plan), {"rows": rows})
     return 0

@@ -62,6 +62,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return "\n".join([line(columns), f"|{rule}|", *map(line, texts)])
 
 
+def tables(columns: Mapping[str, Mapping[str, str]], figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A table for each part that is among the figures. columns: by part, the key of each column's figure."""
+    found = []
+    for part in (part for part in columns if part in figures):
+        rows = [[row[key] for key in columns[part].values()] for row in figures[part]]
+        found.append(table(list(columns[part]), rows))
+    return "\n\n".join(found)
+
+
 def write_json(path: str | Path, benchmark: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
     """Writes {"benchmark", "version", "measured", "machine", "settings", "figures"}; makes the folder if need be."""
     document = {

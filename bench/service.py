@@ -53,10 +53,10 @@ class Service:
         """Sent to the session store so far, by this service and whoever else speaks to it."""
         return int(self._store.info("stats")["total_net_input_bytes"])  # type: ignore[index]
 
-    def cpu_s(self) -> float:
-        """Processor time that the gateway's process has used so far."""
-        times = self._root.cpu_times()
-        return times.user + times.system
+    def cpu_s(self, *actors: int) -> float:
+        """Processor time that the gateway's process, and these of its actors', have used so far."""
+        times = [process.cpu_times() for process in (self._root, *map(psutil.Process, actors))]
+        return sum(time.user + time.system for time in times)
 
     def memory(self) -> dict[int, Memory]:
         """Of each process of the tree, of the store and of this one, by pid."""

@@ -10,7 +10,6 @@ there, and the ratio of the first to itself shows by how much a round differs wh
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import statistics
@@ -26,7 +25,8 @@ import numpy as np
 
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.telemetry import Watch
-from riverrun.bench.report import Cell, table, write_json
+from riverrun.bench.options import parsed
+from riverrun.bench.report import tables, write_json
 from riverrun.bench.service import Service, free_port, serving
 from riverrun.bench.trips import OPTIONS, Case, session_line
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
@@ -185,34 +185,17 @@ COLUMNS = {
 }
 
 
-def show(figures: dict[str, Any]) -> str:
-    """A table for each part that was measured."""
-    tables = []
-    for part, columns in COLUMNS.items():
-        if part in figures:
-            rows: list[list[Cell]] = [[row[key] for key in columns.values()] for row in figures[part]]
-            tables.append(table(list(columns), rows))
-    return "\n\n".join(tables)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m riverrun.bench.watching", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
-    options = parser.parse_args(argv)
-    parts = options.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only knows {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")
+    options = parsed("watching", __doc__, argv, PARTS)
     plan = QUICK if options.quick else Plan()
     figures: dict[str, Any] = {}
-    if "calls" in parts:
+    if "calls" in options.only:
         figures["calls"] = measure_calls(plan)
-    if "stream" in parts:
+    if "stream" in options.only:
         figures["stream"] = asyncio.run(measure_stream(plan))
-    print(show(figures))
+    print(tables(COLUMNS, figures))
     if options.json:
-        write_json(options.json, "watching", {"only": parts, **asdict(plan)}, figures)
+        write_json(options.json, "watching", {"only": options.only, **asdict(plan)}, figures)
     return 0
 
 

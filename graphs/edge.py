@@ -178,6 +178,13 @@ class EdgeQueue:
             self._slots.append(_Slot())
         self.taken, self.taken_frames = taken, frames
 
+    def clear(self) -> None:
+        """Lets go of all that lies here: its session is over. The counts stay, for its record."""
+        slots, self._slots = self._slots, deque()
+        for slot in slots:
+            if slot.release:
+                slot.release()
+
     def check(self) -> None:
         """Raises Corrupt where counts don't add up."""
         new = self.end - max(self._furthest, self._found)

@@ -212,10 +212,12 @@ class Flow:
         return lead_s(self.audience.made, self.audience.playhead.now())
 
     async def stop(self) -> None:
-        """Nothing is fetched, saved or deleted any more."""
+        """The session is over: nothing is fetched, saved or deleted any more, and what lies between stages is let go."""
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for edge in self.edges.values():
+            edge.clear()
 
     def marks(self) -> dict[str, Any]:
         """How far everything has come, as fields of the session record."""
@@ -237,9 +239,11 @@ class Flow:
         self.desk.check()
 
     def check_stopped(self) -> None:
-        """Raises Corrupt if something is still being done."""
+        """Raises Corrupt if something is still being done, or lies between stages."""
         if self._tasks:
             raise Corrupt(f"session {self.session_id}: {len(self._tasks)} tasks run after its end")
+        if left := sum(edge.held for edge in self.edges.values()):
+            raise Corrupt(f"session {self.session_id}: {left} chunks lie between its stages after its end")
 
     # ---- what the stage drivers call ----
 

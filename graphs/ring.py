@@ -16,19 +16,17 @@ import numpy as np
 from riverrun.graphs.items import Frame
 from riverrun.graphs.stage import StageGone
 from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Chunk, Corrupt, Description, Kind
+from riverrun.models.base import BadRequest, Chunk, Corrupt, Description
+from riverrun.models.forms import FORMS
 
 Fetch = Callable[[Chunk], Coroutine[Any, Any, Chunk]]  # the same with its array as `data`
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
-_PIXEL_BYTES = {Kind.FRAMES: 3, Kind.DEPTH: 4, Kind.POINTS: 12, Kind.CONFIDENCE: 4}
-
-
 def frame_bytes(about: Description, port: str) -> int:
     """Of one frame of an output port; 0 where the model does not say, or frames are small whatever it says."""
     height, width = about.frame_shape or (0, 0)
-    return height * width * _PIXEL_BYTES.get(next(p.kind for p in about.outputs if p.name == port), 0)
+    return height * width * FORMS[next(p.kind for p in about.outputs if p.name == port)].pixel_bytes
 
 
 @dataclass

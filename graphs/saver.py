@@ -135,7 +135,7 @@ class Saver:
 
     def _unsaved(self) -> StageDriver | None:
         """A resting stage that keeps input from being durable: without two checkpoints of where it stands."""
-        drivers = reversed(self.drivers.values()) if self._is_waited_for else ()
+        drivers = list(self.drivers.values())[::-1] if self._is_waited_for else []
         return next((driver for driver in drivers if self._is_unsaved(driver)), None)
 
     def _is_unsaved(self, driver: StageDriver) -> bool:

@@ -113,7 +113,7 @@ def encode(
     layout = _default_layout(frame) if layout is None else layout
     if len(layout) != frame.ndim:
         raise WireError(f"layout {layout!r} names {len(layout)} axes, the frame has {frame.ndim}")
-    data = memoryview(_bytes_of(frame, codec, quality))
+    data = _bytes_of(frame, codec, quality)
     about = pb.FramePart(
         port=header.port,
         frame=header.frame,
@@ -221,10 +221,10 @@ def _join(first: pb.FramePart, parts: list[bytes]) -> Joined:
     return Joined(header, array, len(data))
 
 
-def _bytes_of(frame: np.ndarray, codec: int, quality: int) -> bytes | np.ndarray:
-    """As bytes, or as an array of them that may be the frame's own."""
+def _bytes_of(frame: np.ndarray, codec: int, quality: int) -> memoryview:
+    """Its bytes, which may be the frame's own."""
     if codec not in (JPEG, PNG):
-        return np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
     check_quality(quality)
     if frame.size == 0:
         raise WireError(f"codec {_codec_name(codec)} carries no empty picture, got {list(frame.shape)}; use RAW")
@@ -234,7 +234,7 @@ def _bytes_of(frame: np.ndarray, codec: int, quality: int) -> bytes | np.ndarray
         image.save(buffer, "JPEG", quality=quality or DEFAULT_QUALITY)
     else:
         image.save(buffer, "PNG", compress_level=1)  # speed before size: these are live frames
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def _decode_picture(data: bytearray, shape: tuple[int, ...], where: str) -> np.ndarray:

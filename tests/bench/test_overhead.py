@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from riverrun.bench.overhead import CASES, Turn, compared, first_figures, rates, show, spans
+from riverrun.bench.overhead import CASES, COLUMNS, Turn, compared, costs, first_figures, rates, spans
+from riverrun.bench.report import tables
 from riverrun.bench.trips import Case, codec_ms, picture
 from riverrun.protos.wire import JPEG, MAX_PART_BYTES, RAW, Joiner
 
@@ -22,6 +23,14 @@ def test_a_ratio_is_of_rounds_not_of_medians():
     assert rates([100.0, 10.0, 100.0], [50.0, 5.0, 60.0])["ratio"] == pytest.approx(0.5)
 
 
+def test_the_cost_of_a_chunk_is_compared_round_by_round():
+    assert costs([200.0, 400.0, 210.0], [250.0, 500.0, 210.0]) == {
+        "bare_cpu_ms": 210.0,
+        "service_cpu_ms": 250.0,
+        "cpu_ratio": 0.8,
+    }
+
+
 def test_first_chunk_is_held_against_its_compute():
     assert first_figures([300.0, 250.0, 900.0], 100.0) == {"first_ms": 300.0, "chunk_ms": 100.0, "limit_ms": 250.0}
 
@@ -35,7 +44,7 @@ def test_spans_add_up_to_the_trip():
 
 
 def test_every_part_has_its_table():
-    text = show({"first": [{"case": "generate", **first_figures([1.0], 2.0)}]})
+    text = tables(COLUMNS, {"first": [{"case": "generate", **first_figures([1.0], 2.0)}]})
     assert "generate" in text
     assert "103" in text
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from riverrun.bench.pacing import MIB, Turn, figures_of, show
+from riverrun.bench.pacing import COLUMNS, MIB, Turn, figures_of
+from riverrun.bench.report import tables
 
 
 def test_rates_are_compared_round_by_round_and_memory_in_the_first():
@@ -17,4 +18,4 @@ def test_rates_are_compared_round_by_round_and_memory_in_the_first():
     assert beside["ratio"] == pytest.approx(0.9)
     assert (beside["gateway_mib"], beside["each_mib"], beside["gateway_last_mib"]) == (180.0, 10.0, 301.0)
     assert (beside["each_frames"], beside["each_steps"]) == (5.0, 17 / 8)
-    assert show([alone, beside]).count("\n") == 3
+    assert tables({"rows": COLUMNS}, {"rows": [alone, beside]}).count("\n") == 3

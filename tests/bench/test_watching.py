@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from riverrun.bench.watching import Turn, compared, observers, one_chunk, show
+from riverrun.bench.report import tables
+from riverrun.bench.watching import COLUMNS, Turn, compared, observers, one_chunk
 from riverrun.graphs.observer import Observer
 
 
@@ -17,7 +18,7 @@ def test_a_round_is_compared_with_the_turns_before_and_after_it() -> None:
     assert figures["cpu_us_ratio"] == pytest.approx(1.1)
     assert figures["fps_same"] == 1.0
     assert (figures["fps_off"], figures["fps_on"]) == (80.0, 72.0)
-    assert "0.99" in show({"stream": [{"case": "chunks of 1", **figures}]})
+    assert "0.99" in tables(COLUMNS, {"stream": [{"case": "chunks of 1", **figures}]})
 
 
 def test_every_observer_is_told_of_the_whole_chunk() -> None:

@@ -204,8 +204,8 @@ class SessionMachine(RuleBasedStateMachine):
             known = self.settled.setdefault(item.revision, [])
             if item.stage not in known:
                 known.append(item.stage)
-            assert known[0] is ReceiptStage.RECEIVED
-            assert len(known) <= 2, "two ends of one control"
+            assert ReceiptStage.RECEIVED not in known[1:], "received after its end"
+            assert len(set(known) - {ReceiptStage.RECEIVED}) <= 1, "two ends of one control"
         elif isinstance(item, InputAck):
             assert item.frame < self.pushed
         elif isinstance(item, InputRefusal):
