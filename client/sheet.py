@@ -1,4 +1,4 @@
-"""The contact sheet: a film on one page, with the moments marked at which its prompt changed."""
+"""The contact sheet: a film on one page, with the moments marked at which its prompt changed or something happened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from riverrun.client.export import enlarge, zoom
 from riverrun.client.types import Frame
 
 COLUMNS, ROWS = 6, 2
-_INK, _PAPER, _FAINT, _MARK = "#1a1a1a", "#ffffff", "#6b6b6b", "#d9480f"
+_INK, _PAPER, _FAINT, _MARK, _EVENT = "#1a1a1a", "#ffffff", "#6b6b6b", "#d9480f", "#862e9c"
 _PAD, _BORDER = 10, 4
 
 
@@ -26,8 +26,17 @@ class Sample:
 
 
 @dataclass
+class Moment:
+    """What happened to a film at some frame. label: what the page says; it may be told until that is drawn."""
+
+    label: str
+
+
+@dataclass
 class Segment:
     """What was made under one prompt: its first frame and an even choice of the rest, of bounded size.
+
+    begins: what happened before its first frame, if that was no change of the prompt.
 
     Every `stride`-th frame is kept; when there are more than `limit`, every second goes and the stride doubles.
     """
@@ -37,6 +46,7 @@ class Segment:
     stride: int = 1
     seen: int = 0
     samples: list[Sample] = field(default_factory=list)
+    begins: Moment | None = None
 
     def add(self, frame: Frame) -> None:
         if self.seen % self.stride == 0:
@@ -56,9 +66,10 @@ class Segment:
 class ContactSheet:
     """Collects the frames of one port while they come, and draws the page at the end.
 
-    `switch` says that frames from revision `revision` on are made under `prompt`. Each prompt gets up to `ROWS` rows
-    of `COLUMNS` pictures, with time stamps above each picture and the prompt under each row; a coloured line, with
-    the time and the frame, and a border around the first picture mark where it changed.
+    `switch` says that frames from revision `revision` on are made under `prompt`, `cut` that something happened before
+    the next frame. What lies between has up to `ROWS` rows of `COLUMNS` pictures, the longest part most, with time
+    stamps above each picture and the prompt under each row; a coloured line, with the time and the frame, and a border
+    around the next picture mark each moment.
     """
 
     title: str
@@ -66,9 +77,15 @@ class ContactSheet:
     segments: list[Segment] = field(default_factory=list)
     switches: dict[int, str] = field(default_factory=dict)
     revision: int = 0
+    coming: Moment | None = None
 
     def switch(self, revision: int, prompt: str) -> None:
         self.switches[revision] = prompt
+
+    def cut(self, label: str) -> Moment:
+        """Marks the moment before the next frame."""
+        self.coming = Moment(label)
+        return self.coming
 
     def add(self, frame: Frame) -> None:
         if not self.segments:
@@ -78,11 +95,14 @@ class ContactSheet:
             if due:
                 self.segments.append(Segment(self.switches[max(due)]))
             self.revision = frame.revision
+        if self.coming:
+            self.segments.append(Segment(self.segments[-1].prompt, begins=self.coming))
+            self.coming = None
         self.segments[-1].add(frame)
 
     def changes(self) -> list[Sample]:
         """The first frame under each prompt but the first."""
-        return [segment.samples[0] for segment in self.segments[1:]]
+        return [segment.samples[0] for segment in self.segments[1:] if segment.begins is None]
 
     def draw(self) -> Image.Image:
         """Raises ValueError without a frame."""
@@ -103,7 +123,9 @@ class _Page:
         self.zoom = zoom(height, width)
         self.size = (width * self.zoom, height * self.zoom)
         self.small, self.large = (ImageFont.load_default(size) for size in (15, 18))
-        rows = sum(-(-len(s.pick(COLUMNS * ROWS)) // COLUMNS) for s in sheet.segments)
+        longest = max(segment.seen for segment in sheet.segments)
+        picked = [s.pick(COLUMNS * max(1, round(ROWS * s.seen / longest))) for s in sheet.segments]
+        rows = sum(-(-len(samples) // COLUMNS) for samples in picked)
         page = (
             _PAD + COLUMNS * (self.size[0] + _PAD),
             56 + rows * (self.size[1] + 62) + (len(sheet.segments) - 1) * 44 + _PAD,
@@ -113,31 +135,32 @@ class _Page:
         enlarged = f", shown {self.zoom} times enlarged (Lanczos)" if self.zoom > 1 else ""
         self.pen.text((_PAD, 14), f"{sheet.title} · {width}x{height}{enlarged}", _INK, self.large)
         self.y = 56
-        for place, segment in enumerate(sheet.segments):
-            self._segment(segment, changed=place > 0)
+        for place, (segment, samples) in enumerate(zip(sheet.segments, picked, strict=True)):
+            self._segment(segment, samples, marked=place > 0)
 
-    def _segment(self, segment: Segment, changed: bool) -> None:
-        samples = segment.pick(COLUMNS * ROWS)
-        if changed:
-            self._mark(samples[0])
+    def _segment(self, segment: Segment, samples: list[Sample], marked: bool) -> None:
+        first, colour = samples[0], _EVENT if segment.begins else _MARK
+        if marked:
+            changed = f"prompt changed: in force from {first.seconds:.2f} s (frame {first.number})"
+            self._mark(segment.begins.label if segment.begins else changed, colour)
         for start in range(0, len(samples), COLUMNS):
             for column, sample in enumerate(samples[start : start + COLUMNS]):
-                self._picture(sample, column, marked=changed and start == 0 and column == 0)
+                self._picture(sample, column, colour if marked and sample is first else "")
             self._fit(f"“{segment.prompt}”", self.y + 22 + self.size[1] + 8)
             self.y += self.size[1] + 62
 
-    def _mark(self, first: Sample) -> None:
-        label = f"prompt changed: in force from {first.seconds:.2f} s (frame {first.number})"
-        self.pen.line([(0, self.y + 2), (self.image.width, self.y + 2)], _MARK, 5)
-        self.pen.text((_PAD, self.y + 12), label, _MARK, self.large)
+    def _mark(self, label: str, colour: str) -> None:
+        self.pen.line([(0, self.y + 2), (self.image.width, self.y + 2)], colour, 5)
+        self.pen.text((_PAD, self.y + 12), label, colour, self.large)
         self.y += 44
 
-    def _picture(self, sample: Sample, column: int, marked: bool) -> None:
+    def _picture(self, sample: Sample, column: int, mark: str) -> None:
+        """mark: the colour of its border and time; "": none."""
         x, y = _PAD + column * (self.size[0] + _PAD), self.y + 22
-        self.pen.text((x, self.y), f"{sample.seconds:.2f} s", _MARK if marked else _FAINT, self.small)
-        if marked:
+        self.pen.text((x, self.y), f"{sample.seconds:.2f} s", mark or _FAINT, self.small)
+        if mark:
             corner = (x + self.size[0] + _BORDER - 1, y + self.size[1] + _BORDER - 1)
-            self.pen.rectangle([(x - _BORDER, y - _BORDER), corner], _MARK)
+            self.pen.rectangle([(x - _BORDER, y - _BORDER), corner], mark)
         self.image.paste(Image.fromarray(enlarge(sample.picture, self.zoom)), (x, y))
 
     def _fit(self, text: str, y: int) -> None:

@@ -1,10 +1,12 @@
-"""`riverrun demo`: a prompt becomes a video, and changes half-way."""
+"""`riverrun demo`: a prompt becomes a video, changes half-way, and outlives the process that makes it."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,9 @@ import typer
 import riverrun
 from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json, started
 from riverrun.client.commands.play import play, show_summary
+from riverrun.client.errors import Unavailable
 from riverrun.client.export import Mp4Writer, Segments
+from riverrun.client.proof import Account, kill_worker, survival, undisturbed
 from riverrun.client.recorder import Recorder, Switch
 from riverrun.client.sheet import ContactSheet
 from riverrun.client.sync import Client
@@ -28,6 +32,8 @@ PROMPTS = (
     "a large purple pillar on sand by day, the camera moves in and out",
 )
 SWITCH_SECONDS, SEGMENT_SECONDS, SEGMENTS_KEPT = 10.0, 60, 10  # of --forever
+LOAD_S = 300.0
+"""The model may take so long to load."""
 
 
 def demo(
@@ -43,12 +49,17 @@ def demo(
 ) -> None:
     """Start a service, stream a video whose prompt changes half-way, and write it to out/.
 
-    demo.mp4 is the video, contact_sheet.png shows it on a page with the change marked, demo.json has the timings.
+    At three quarters the process that makes it is killed; then the film is rendered once more undisturbed, and both are
+    compared. demo.mp4 is the video, contact_sheet.png shows it on a page with both moments marked, demo.json has the
+    timings. A service on a cluster is not disturbed: its processes are others' too.
     """
-    begun = time.monotonic()
-    with started(config, checked(overrides)) as rr:
+    begun, changes = time.monotonic(), checked(overrides)
+    # Ray tells of the killed worker on stdout, which is for what the demo says itself.
+    with contextlib.redirect_stdout(sys.stderr), started(config, changes) as rr:
         serving = time.monotonic()
-        summary = _endless(rr, folder, seed) if forever else _film(rr, folder, seconds, seed)
+        summary = (
+            _endless(rr, folder, seed) if forever else film(rr, folder, seconds, seed, _has_own_ray(config, changes))
+        )
     summary = {"version": riverrun.__version__, "service_start_s": round(serving - begun, 3), **summary}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -57,23 +68,64 @@ def demo(
         show_json(summary)
     else:
         show_summary(summary)
+    if not summary.get("survival", {"equal": True})["equal"]:
+        raise typer.Exit(1)
 
 
-def _film(rr: Client, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
-    started_at = time.monotonic()
-    with rr.stream(GRAPH, prompt=PROMPTS[0], seed=seed, seconds=seconds) as stream:
+def film(
+    rr: Client, folder: Path, seconds: float, seed: int, kills: bool, graph: str = GRAPH, **params: Any
+) -> dict[str, Any]:
+    """Makes the film and its files; what there is to say of it. kills: its worker is killed, and the film compared."""
+    started_at, total = time.monotonic(), round(seconds * _fps(rr, graph))
+    account, stages = Account(), list[dict[str, Any]]()
+    with rr.stream(graph, prompt=PROMPTS[0], seed=seed, frames=total, **params) as stream:
         output = stream.session.outputs[0]
-        sheet = ContactSheet(f"riverrun demo · graph {GRAPH} · {output.fps:g} fps", PROMPTS[0])
+        sheet = ContactSheet(f"riverrun demo · graph {graph} · {output.fps:g} fps", PROMPTS[0])
         writer = Mp4Writer(folder / "demo.mp4", output.fps)
         recorder = Recorder(stream, started_at, [Switch(seconds / 2, PROMPTS[1])], {output.port: writer}, sheet)
-        total = round(seconds * output.fps)
-        stages: list[dict[str, Any]] = []
         with contextlib.closing(recorder):
             for frame in play(recorder, total):
+                account.add(frame)
                 if frame.number == total * 3 // 4:
                     stages = _stages(rr, stream.session_id)  # now, since an ended session has none at work
+                    if kills:
+                        account.kill = kill_worker(rr, stream.session_id, frame)
+                        err.print(f"killed the worker, process {account.kill.pid}, with SIGKILL", highlight=False)
+                        moment = sheet.cut("the worker was killed")
+    summary = _summary(recorder, seed, stages, [writer.path, folder / "contact_sheet.png"])
+    if account.kill:
+        at = [(sent["applied_frame"], sent["prompt"]) for sent in summary["switches"] if "applied_frame" in sent]
+        with err.status("rendering the same film undisturbed, to compare"):
+            wanted = undisturbed(rr, graph, total, at, prompt=PROMPTS[0], seed=seed, **params)
+        summary["survival"] = survival(account, total, wanted)
+        moment.label = _told(summary["survival"])
     sheet.save(folder / "contact_sheet.png")
-    return _summary(recorder, seed, stages, [writer.path, folder / "contact_sheet.png"])
+    return summary
+
+
+def _told(found: dict[str, Any]) -> str:
+    return (
+        f"worker killed with SIGKILL after frame {found['killed_after_frame']} ({found['killed_at_s']:.2f} s of film):"
+        f" the next new frame came {found['next_frame_after_s']:.1f} s later · lost {found['lost']}, duplicated"
+        f" {found['duplicated']}, the rest as if undisturbed: {'yes' if found['equal'] else 'no'}"
+    )
+
+
+def _fps(rr: Client, graph: str) -> float:
+    """Known once the model is loaded. Raises Unavailable if that takes too long."""
+    until = time.monotonic() + LOAD_S
+    while not (fps := rr.graph(graph).outputs[0].fps):
+        if time.monotonic() > until:
+            raise Unavailable(f"the model of graph {graph!r} is not loaded after {LOAD_S:g} s", "UNAVAILABLE")
+        time.sleep(0.2)
+    return fps
+
+
+def _has_own_ray(config: str | None, overrides: list[str]) -> bool:
+    from riverrun.configs import load_service
+
+    address = load_service(config, overrides).ray_address or os.environ.get("RAY_ADDRESS", "local")
+    return address == "local"
 
 
 def _endless(rr: Client, folder: Path, seed: int) -> dict[str, Any]:

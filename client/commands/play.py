@@ -60,5 +60,20 @@ def show_summary(summary: dict[str, Any]) -> None:
         where = f"in force from frame {switch['applied_frame']}" if "applied_frame" in switch else "not in force yet"
         where = f"refused: {switch['refused']}" if "refused" in switch else where
         out.print(f"  prompt “{switch['prompt']}”: {where}", highlight=False, markup=False, soft_wrap=True)
+    if found := summary.get("survival"):
+        out.print(
+            f"  worker killed (SIGKILL) after frame {found['killed_after_frame']}: the next new frame came"
+            f" {found['next_frame_after_s']} s later",
+            highlight=False,
+            soft_wrap=True,
+        )
     for path in summary.get("files", ()):
         out.print(f"  wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    if found:
+        same = "yes" if found["equal"] else "no"
+        out.print(
+            f"lost {found['lost']}, duplicated {found['duplicated']},"
+            f" sha256 of the frames equal to the undisturbed run: {same}",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ from typer.testing import CliRunner
 
 import riverrun
 from riverrun.client.cli import app
+from riverrun.client.commands.demo import PROMPTS, film
 from riverrun.client.loop import LoopThread
+from riverrun.client.proof import Account, Kill, undisturbed
+from riverrun.client.types import Frame
 from riverrun.models.synthetic import frame_number
 
 av = pytest.importorskip("av")
@@ -253,7 +257,7 @@ def test_serve_says_where_it_is_and_stops_on_sigterm():
 
 def test_the_demo_makes_its_files(tmp_path):
     command = [*CLI, "demo", "--seconds", "3", "--out", str(tmp_path / "out"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env={**os.environ})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ})
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["frames"] == 48
@@ -261,3 +265,32 @@ def test_the_demo_makes_its_files(tmp_path):
     assert summary["switches"][0]["sent_after_frame"] == 24
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "demo.json", "demo.mp4"]
     assert json.loads((tmp_path / "out" / "demo.json").read_text())["timings"]["fps"] > 0
+    survival = summary["survival"]
+    assert (survival["killed_after_frame"], survival["lost"], survival["duplicated"]) == (36, 0, 0)
+    assert survival["equal"]
+    assert survival["next_frame"] > 36
+
+
+def test_a_film_whose_worker_is_killed_is_the_film_it_would_have_been(tmp_path):
+    """The demo's own code, in a short form. Steps take a while, so that some are left to make when it is killed."""
+    with riverrun.serve(overrides=["port=0", "models=[synthetic]", "checkpoints.chunks=3"]) as rr:
+        summary = film(rr, tmp_path, 6.0, 3, kills=True, graph="synthetic", step_ms=50, height=32, width=32)
+        again = undisturbed(rr, "synthetic", 96, [], prompt=PROMPTS[0], seed=4, step_ms=50, height=32, width=32)
+    survival = summary["survival"]
+    assert summary["frames"] == 96
+    assert (survival["killed_after_frame"], survival["lost"], survival["duplicated"]) == (72, 0, 0)
+    assert survival["sha256"] == survival["sha256_undisturbed"] != again
+    assert survival["next_frame_after_s"] > 0
+
+
+def test_an_account_counts_what_is_missing_and_what_came_twice():
+    times = iter([0.0, 1.0, 2.0, 9.0, 10.0])
+    account = Account(clock=lambda: next(times))
+    frames = [Frame(np.full((2, 2, 3), n, np.uint8), "frames", n, n / 16, 0, 0) for n in (0, 1, 3, 3)]
+    account.add(frames[0])
+    account.kill = Kill("a", 1, 1.5, frames[0])
+    for frame in frames[1:]:
+        account.add(frame)
+    assert (account.lost(5), account.duplicated) == (2, 1)
+    assert (account.ended_by, account.silence_s, account.back_s) == (3, 7.0, 7.5)
+    assert account.sha256 == hashlib.sha256(b"".join(frame.array.tobytes() for frame in frames)).hexdigest()

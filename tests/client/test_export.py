@@ -162,3 +162,16 @@ def test_a_long_prompt_is_cut_and_an_empty_sheet_refused():
         sheet.draw()
     sheet.add(frame(0))
     assert sheet.draw().size[0] == 10 + COLUMNS * 266
+
+
+def test_the_sheet_marks_what_happened_and_the_longest_part_has_most_rows():
+    sheet = sheet_of([frame(n) for n in range(40)], {})
+    moment = sheet.cut("something")
+    for n in range(40, 50):
+        sheet.add(frame(n))
+    moment.label = "it was this"
+    assert [(segment.prompt, segment.samples[0].number) for segment in sheet.segments] == [("first", 0), ("first", 40)]
+    assert (sheet.segments[1].begins, sheet.changes()) == (moment, [])
+    pixels = np.asarray(sheet.draw())
+    assert (pixels == (134, 46, 156)).all(-1).all(axis=1).sum() >= 4
+    assert pixels.shape[0] < (ROWS + 2) * (256 + 62)
