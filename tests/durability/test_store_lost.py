@@ -166,6 +166,7 @@ def test_what_checkpoints_tell():
     assert noted([manifest(1, None)]) is None
     assert noted([manifest(1, S.RUNNING, session="other")]) is None
     found = noted([manifest(1, S.RUNNING), manifest(3, S.SUSPENDED), manifest(4, None)])
+    assert found
     assert (found.state, found.epoch) == (S.SUSPENDED, 4)
     assert noted([manifest(1, S.SUSPENDED, 2.0), manifest(1, S.RUNNING, 3.0)]).state is S.RUNNING
     away = rebuilt(replace(found, version=9), 10**6)
