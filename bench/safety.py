@@ -184,7 +184,7 @@ class Copy:
 
 
 def measure_copies(plan: Plan) -> list[Copy]:
-    synthetic = Synthetic().open(SyntheticParams(state_bytes=plan.state), seed=1)
+    synthetic: Any = Synthetic().open(SyntheticParams(state_bytes=plan.state), seed=1)
     rig = Rig()
     (live,) = rig.open(held_out_scenes(1))
     for _ in range(8):

@@ -112,7 +112,8 @@ class Saver:
         signal = next(iter(self.drivers.values())).session.signal
         noted: list[int] = []
         while True:
-            noted = await signal.until(lambda: self._news(noted) or (self._unsaved() and noted))  # noqa: B023
+            await signal.until(lambda: self._news(noted) or self._unsaved() is not None)  # noqa: B023
+            noted = self._news(noted) or noted
             self.forget()
             if (driver := self._unsaved()) is None:
                 continue
@@ -175,6 +176,8 @@ class Saver:
         """Lets go of everything that no replay needs: consumers first, as what they need decides about the others."""
         for name in reversed(list(self.drivers)):
             driver, book = self.drivers[name], self.book(name)
+            if driver.fault:
+                continue  # it is being put back to a checkpoint, and needs all that comes after that
             floor = book.floor(driver.acked)
             for port, edge in driver.inputs.items():
                 before = edge.base

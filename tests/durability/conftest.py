@@ -18,7 +18,8 @@ def _load(name: str, path: Path) -> ModuleType:
     """A file of tests as a module: test folders are no packages."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[name]

@@ -222,7 +222,7 @@ class World:
         """The gateway dies: nothing is closed or written any more."""
         main, flow = runner._main, runner._flow
         tasks = [t for t in (main, *(flow._tasks if flow else ())) if t]
-        runner._free = _nothing  # type: ignore[method-assign]
+        runner._free = _nothing  # type: ignore[method-assign,assignment]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,6 +18,7 @@ from riverrun.graphs.items import Event, Frame, Item
 from riverrun.graphs.runner import Runner
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StepReply, StepRequest, UnknownSession
 from riverrun.models.base import BadRequest, Chunk, Description, Kind, Port
+from riverrun.store.checkpoints import Mark
 from riverrun.store.memory import MemoryStore
 from riverrun.store.records import SessionRecord
 
@@ -184,7 +185,7 @@ class FakeStage:
         return stamped
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
-        return AttachReply(self.states[session].next_seq)
+        return AttachReply(Mark(self.states[session].next_seq), self.description, "incarnation-1")
 
     async def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
         self.states.pop(session, None)

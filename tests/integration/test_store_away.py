@@ -15,7 +15,7 @@ from riverrun.graphs.consumer import ConsumerSpec, Role
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Frame, Receipt, ReceiptStage
 from riverrun.graphs.runner import Runner
-from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StepReply, StepRequest
+from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StepReply, StepRequest, UnknownSession
 from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import Chunk, Control, Description, Kind, Port, Unavailable
 from riverrun.store.embedded import EmbeddedServer
@@ -38,7 +38,7 @@ class Counting:
         )
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
-        return AttachReply(0)
+        raise UnknownSession(f"no session {session} here")
 
     async def close(self, session: str, epoch: Epoch, life: int | None = None) -> None:
         pass
