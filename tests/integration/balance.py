@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from .conftest import eventually
 
-SLACK = {"files": 8, "threads": 4}
-"""Ray and gRPC keep pools of them that grow a little with what was ever needed at once."""
+SLACK = {"files": 8, "threads": 8}
+"""Ray, gRPC and each gateway's loop keep pools of them that grow a little with what was ever needed at once."""
 
 RESIDENT_SLACK = 64 << 20
 """Of a process; the States of thirty sessions are as much."""

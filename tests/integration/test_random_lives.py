@@ -1,0 +1,122 @@
+"""Nothing is left of sessions that lived at random: moved, put away, taken over, their actors killed, ended at last."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+
+import grpc
+import pytest
+import ray
+
+from riverrun.configs import load_service
+from riverrun.protos import riverrun_pb2 as pb
+
+from .balance import RESIDENT_SLACK, left_over, steady
+from .census import Census, forget_ended, tasks
+from .conftest import DEADLINE_S, Running, Stubs, eventually
+from .lives import GRAPHS, Life
+
+PAIR = (
+    "name: pair\nclass: riverrun.models.synthetic:Synthetic\nstage: generation\nactor: {count: 2, max_sessions: 16}\n"
+)
+AT_ONCE = 4
+
+
+@contextlib.contextmanager
+def started(*overrides):
+    service = Running(load_service(None, ["port=0", "drain_s=0.2", "idle_timeout_s=600", *overrides]))
+    service.start()
+    try:
+        with grpc.insecure_channel(service.service.address) as channel:
+            yield service, Stubs(channel)
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def gateways(tmp_path_factory, ray_cluster):
+    """Two of one cluster, and the folder of their checkpoints."""
+    folder = tmp_path_factory.mktemp("lives")
+    (folder / "pair.yaml").write_text(PAIR)
+    for name, text in GRAPHS.items():
+        (folder / f"{name}.yaml").write_text(f"name: {name}\n{text}")
+    graphs = ",".join(f"{folder}/{name}.yaml" for name in GRAPHS)
+    common = [f"ray_address={ray.get_runtime_context().gcs_address}", f"checkpoints.uri={folder}/checkpoints"]
+    common += ["checkpoints.chunks=3", "checkpoints.grace_s=0.1", "checkpoints.reap_s=1"]
+    first = [f"models=[{folder}/pair.yaml]", f"graphs=[{graphs}]", *common]
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(started(*first))
+        two = stack.enter_context(started("models=[]", f"redis_url={one[0].service.store_url}", *common))
+        eventually(lambda: all_up(one[1]))
+        yield one, two, folder / "checkpoints"
+        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_captured(monkeypatch):
+    """What pytest keeps of a log line holds the error it is about, whose frames hold a whole session."""
+    monkeypatch.setattr(logging.getLogger("riverrun"), "propagate", False)
+
+
+def all_up(stubs):
+    return [actor.up for actor in stubs.status().actors] == [True, True]
+
+
+def lived(stubs, draw, sessions, crash_every):
+    """So many sessions, some of them at once; how often each step was made. crash_every: steps between two crashes."""
+    made, lives, opened, calm = Counter(), [], 0, 0
+    while opened < sessions or lives:
+        if opened < sessions and len(lives) < AT_ONCE:
+            lives.append(Life(stubs, draw))
+            opened += 1
+        life, calm = draw.choice(lives), calm + 1
+        step = life.live(may_crash=calm >= crash_every)
+        if step == "crashed":
+            calm = 0
+            eventually(lambda: all_up(stubs[0]), 2 * DEADLINE_S)
+        made[step] += 1
+        lives = [each for each in lives if not each.has_ended]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("sessions", "crash_every"),
+    [
+        pytest.param(30, 25, marks=pytest.mark.timeout(600)),
+        pytest.param(500, 60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_nothing_is_left_of_sessions_of_random_life(gateways, sessions, crash_every):
+    (one, first), (two, second), folder = gateways
+    draw = random.Random(7)
+    lived((first, second), draw, AT_ONCE, 1_000_000)
+
+    def reaped():
+        """A blob that was being written when its session ended is found by the next round of the reaper."""
+        return not any(path.is_file() for path in folder.rglob("*"))
+
+    def counted():
+        eventually(reaped)  # the reaper goes by the records, so they must still be there
+        forget_ended(one.service.store_url)
+        for stubs in (first, second):
+            stubs.sessions.List(pb.ListSessionsRequest(), timeout=DEADLINE_S)
+        others = {f"task of the other: {name}": count for name, count in two.call(tasks()).items()}
+        return Census(one, first, ["pair"]).now() | others
+
+    before = eventually(lambda: steady(counted))
+    resident, began = Census(one, first, ["pair"]).resident(), time.monotonic()
+    made = lived((first, second), draw, sessions, crash_every)
+    took = time.monotonic() - began
+    left = left_over(before, counted)
+    assert not left, left
+    now = Census(one, first, ["pair"]).resident()
+    growth = {name: now[name] - bytes_ for name, bytes_ in resident.items()}
+    print(f"{sessions} sessions in {took:.0f} s: {dict(made)}; resident bytes more: {growth}")
+    assert made["crashed"] >= 1
+    assert max(growth.values()) < RESIDENT_SLACK, growth
+    for each in (one, two):
+        each.call(each.service.check())
