@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-HICCUP = 4.0
+HICCUP = 2.0
 
 
 @dataclass(frozen=True)

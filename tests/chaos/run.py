@@ -49,7 +49,7 @@ from .world import NotNow, World
 
 log = logging.getLogger("chaos")
 RECOVER_S = 240.0
-NEW_FRAMES = 48
+NEW_FRAMES = 32
 """So many must come after a fault before a client counts as served again: more than can be under way."""
 PROMPT = "a large red ball on green grass at noon"
 
