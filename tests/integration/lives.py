@@ -7,6 +7,8 @@ import random
 import signal
 from collections.abc import Sequence
 
+import grpc
+
 from riverrun.models.synthetic import frame_number
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import Joiner
@@ -55,7 +57,11 @@ class Life:
         with self._watching() as reader:
             reader.read(8)
             move = pb.MigrateSessionRequest(session_id=self.session.session_id, stage="a")
-            self.home.sessions.Migrate(move, timeout=DEADLINE_S)
+            try:
+                self.home.sessions.Migrate(move, timeout=DEADLINE_S)
+            except grpc.RpcError as error:  # an actor was killed, and this stage is being brought back
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
             reader.read(12)
 
     def crashed(self) -> None:
