@@ -160,7 +160,10 @@ class _Starter:
 def _serve(pipe: Connection) -> None:
     starter = _Starter()
     while True:
-        what, args = pipe.recv()
+        try:
+            what, args = pipe.recv()
+        except EOFError:
+            return
         try:
             pipe.send(getattr(starter, what)(*args))
         except Exception as error:  # noqa: BLE001 - raised where it was asked for

@@ -50,6 +50,7 @@ from .world import NotNow, World
 
 log = logging.getLogger("chaos")
 RECOVER_S = 240.0
+TRIES = 5
 NEW_FRAMES = 32
 """So many must come after a fault before a client counts as served again: more than can be under way."""
 PROMPT = "a large red ball on green grass at noon"
@@ -131,17 +132,22 @@ class Run:
         end = time.monotonic() + seconds
         self._await_frames(self.world.viewers, time.monotonic())
         while len(self.rows) < count and time.monotonic() < end and not self._is_broken:
-            self.world.await_order()
             fault = next(faults)
+            if blow := self._inject(fault):
+                self._note(fault.kind, blow)
+
+    def _inject(self, fault: Fault) -> Blow | None:
+        """None if it can't be made; what it needs is waited for a few times."""
+        for again in range(TRIES):
+            self.world.await_order(actors=2 if again else 1)
             try:
-                blow = fault.inject(self.world)
+                return fault.inject(self.world)
             except NotNow as reason:
                 log.info("%s: %s", fault.kind, reason)
-                self.skipped += 1
-                continue
             finally:
                 self.world.mend()
-            self._note(fault.kind, blow)
+        self.skipped += 1
+        return None
 
     @property
     def _is_broken(self) -> bool:
