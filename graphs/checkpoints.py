@@ -64,5 +64,5 @@ class CheckpointBook:
 
     def floor(self, acked: int) -> Mark:
         """What lies before this mark may be forgotten: the stage will never begin again earlier."""
-        usable = self.usable(acked)
-        return usable[min(len(usable), COPIES) - 1].mark if len(usable) >= COPIES else Mark()
+        usable = [m.mark for m in self.usable(acked)[:COPIES]]  # one of a later epoch may be of an earlier step
+        return min(usable, key=lambda mark: mark.seq) if len(usable) >= COPIES else Mark()

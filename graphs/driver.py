@@ -195,8 +195,17 @@ class StageDriver:
         if self.is_repeating or self.log.ends_at is not None:
             return Turn.STEP
         if self.session.sources_ended:
-            return Turn.FINISH
+            return Turn.FINISH if self._has_caught_up else Turn.STEP
         return None if self.session.sources_held else Turn.STEP
+
+    @property
+    def _has_caught_up(self) -> bool:
+        """Whether it has made again all that others are known to have had of it, under the runner before."""
+        edges = ((port, edge) for port, queues in self.outputs.items() for edge in queues)
+        rings = (ring for rings in self.rings.values() for ring in rings)
+        return all(self.chunks.get(port, 0) >= edge.end for port, edge in edges) and not any(
+            ring.lossless and ring.cursor > ring.next_frame for ring in rings
+        )
 
     @property
     def is_repeating(self) -> bool:

@@ -41,7 +41,7 @@ from riverrun.graphs.stage import (
 from riverrun.graphs.waiting import Clock, Signal
 from riverrun.graphs.wiring import wire
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Control, Corrupt, Description, Port, Unavailable
-from riverrun.store.records import DECIDED, ENDS, ControlEntry, PortMark
+from riverrun.store.records import DECIDED, ENDS, Conflict, ControlEntry, PortMark
 
 _WHAT: Mapping[type, str] = {
     StageGone: "is gone",
@@ -159,6 +159,10 @@ class Flow:
         """Whether the first output has the frames that the session was opened for."""
         return bool(self._max_frames) and self.audience.first.next_frame >= self._max_frames
 
+    def cut(self, ring: OutputRing, frames: int) -> int:
+        """How many of so many frames that a stage has made are the session's."""
+        return min(frames, self._max_frames) if self._max_frames and ring is self.audience.first else frames
+
     async def hold(self, hold: bool) -> None:
         """Returns when no step is in hand and none will begin; or lets them go on."""
         for driver in self.drivers.values():
@@ -212,7 +216,7 @@ class Flow:
         return lead_s(self.audience.made, self.audience.playhead.now())
 
     async def stop(self) -> None:
-        """The session is over: nothing is fetched, saved or deleted any more, and what lies between stages is let go."""
+        """The session is over: nothing is fetched or saved any more, and what lies between stages is let go."""
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -226,7 +230,7 @@ class Flow:
             "steps": {name: driver.next_seq for name, driver in self.drivers.items()},
             "consumed": {str(at): edge.taken for at, edge in self.edges.items()},
             "forgotten": {str(at): edge.base for at, edge in self.edges.items()},
-            "ports": {name: PortMark(r.next_chunk, r.next_frame, r.sent, r.acked) for name, r in rings},
+            "ports": {name: PortMark(r.next_chunk, r.next_frame, r.sent, r.acked, r.lossless) for name, r in rings},
         }
 
     def check(self) -> None:
@@ -345,7 +349,7 @@ class Flow:
     async def _drive(self, driver: StageDriver) -> None:
         try:
             await driver.run()
-        except (NoPlace, ScriptRefused):
+        except (NoPlace, ScriptRefused, Conflict):
             raise
         except (Unavailable, Corrupt, BadRequest) as error:
             kind = next((k for k in _WHAT if isinstance(error, k)), Corrupt)

@@ -7,13 +7,15 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import Unavailable
 from riverrun.store.records import DECIDED, REFUSED, Conflict, ControlEntry, SessionRecord, Store
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+TRIES = 4
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 
 
@@ -97,13 +99,18 @@ class RecordKeeper:
             self._unwritten.popleft()
 
     async def _write_record(self) -> None:
-        try:
-            written = await self._store.update(self.record)
-        except Conflict:
-            await self._reconcile()
-            written = await self._store.update(self.record)
+        written = await self._insist(lambda: self._store.update(self.record))
         self.record = replace(self.record, version=written.version)
         await self._write_lines()
+
+    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Writes, again where an own write whose answer was lost came between. Raises Conflict, Unavailable."""
+        for _ in range(TRIES):
+            try:
+                return await write()
+            except Conflict:
+                await self._reconcile()
+        raise Unavailable("own writes come in late, one after the other")
 
     async def _reconcile(self) -> None:
         """Reads back what is stored: an earlier write whose answer was lost is adopted; a store that forgot the

@@ -143,9 +143,10 @@ class TakeOver:
         return fits and all(mark.frames.get(port, 0) <= self._had(output) for output, port in outputs.items())
 
     def _had(self, output: str) -> int:
-        """Frames of a graph output that the client has for certain."""
+        """Frames of a graph output that nobody will ask for: its client has them for certain, or reads another one."""
         noted = self.record.ports.get(output)
-        return max(noted.acked if noted else 0, self.received.get(output, 0))
+        had = max(noted.acked if noted else 0, self.received.get(output, 0))
+        return max(had, noted.emitted) if noted and not noted.is_read else had
 
     def _book(self, name: str) -> CheckpointBook:
         return CheckpointBook(m for m in self.found if m.stage == name)
@@ -164,7 +165,8 @@ async def settle(flow: Flow, stands: Mapping[str, Stand], lines: Sequence[Contro
         edge.begin_at(base, frame, stand.mark.consumed.get(at.port, 0), stand.mark.consumed_frames.get(at.port, 0))
     for name, ring in flow.audience.rings.items():
         at = flow.graph.outputs[name]
-        ring.begin_at(*stands[at.stage].begins(at.port))
+        chunk, frame = stands[at.stage].begins(at.port)
+        ring.begin_at(chunk, flow.cut(ring, frame))
     for name, driver in flow.drivers.items():
         stand = stands[name]
         driver.life = stand.life

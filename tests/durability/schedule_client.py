@@ -91,7 +91,7 @@ class Viewer:
         self.ledgers = {
             p: Ledger(case, case.extra.get(p, case.line), case.turned if p == "frames" else _same) for p in self.ports
         }
-        self.credits, self.lag = dice.choice((1, 2, 4, 8)), dice.choice((1, 1, 1, 2, 3))
+        self.credits, self.lag = dice.choice((1, 2, 4, 8)), 1 if case.sent else dice.choice((1, 1, 2, 3))
         self.window = show.config.cadence.inputs * 2 + 12
         self.acked_input = -1
         self.revision = 0
