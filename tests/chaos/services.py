@@ -123,6 +123,8 @@ class Gateway:
     """One service process at an address of its own, which it keeps over restarts."""
 
     def __init__(self, config: Path, log: Path) -> None:
+        self._home = config.parent / "gateways"  # checkpoints at "~/..." are not of this user
+        self._home.mkdir(exist_ok=True)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._config, self._log = config, log
@@ -133,8 +135,11 @@ class Gateway:
     def start(self) -> None:
         """Returns at once; `ready` says when it serves."""
         command = [sys.executable, "-c", SERVE, "serve", "--config", str(self._config), f"port={self.port}"]
+        env = {**os.environ, "HOME": str(self._home)}
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/")
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", env=env
+            )
 
     @property
     def pid(self) -> int:
