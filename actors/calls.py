@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -36,8 +36,9 @@ class CountCalls(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             with self._counting(method, context):
-                async for each in inner(request, context):
-                    yield each
+                async with aclosing(inner(request, context)) as replies:  # left early, the method ends now
+                    async for each in replies:
+                        yield each
 
         async def call(request: Any, context: Context) -> Any:
             with self._counting(method, context):

@@ -77,6 +77,7 @@ class RayStageHandle:
             try:
                 return await line.call(named)
             except OSError:
+                line.close()
                 self._line = None
         return await ask(self._actor.step.remote(named, self._by_reference), self._who)
 

@@ -126,8 +126,6 @@ class SessionHost:
         return await self._pressure.make(lambda: self._create(graph, wish, script), _models(graph))
 
     async def _create(self, graph: Graph, wish: SessionWish, script: Sequence[TimedControl]) -> Hosted:
-        if len(self._hosted) >= self.config.limits.sessions:
-            raise NoRoom(f"this gateway has {len(self._hosted)} sessions, its limit; one must end first")
         placed = await self.directory.place(graph)
         self._check_open()  # a model may have been loading for minutes
         token = secrets.token_urlsafe(24)
@@ -358,6 +356,8 @@ class SessionHost:
     def _check_open(self) -> None:
         if self.closing:
             raise Unavailable(f"no new sessions: {self.closing}")
+        if len(self._hosted) >= (most := self.config.limits.sessions):
+            raise NoRoom(f"this gateway has {most} sessions, its limit; one must end first")
 
     async def _open(self, hosted: Hosted, record: SessionRecord) -> Hosted:
         session = record.id

@@ -40,6 +40,7 @@ class InputFeed:
         self._waiting: asyncio.Queue[Joined | None] = asyncio.Queue()
         self._waiting_bytes = 0
         self._next = dict(hosted.inputs)
+        self._finished = False
 
     async def take(self, part: pb.FramePart) -> None:
         """Raises WireError, BadRequest (numbers with a gap, too many waiting)."""
@@ -61,9 +62,11 @@ class InputFeed:
 
     def finish(self) -> None:
         """No more input: the session is finished when the frames before this have gone in. Raises WireError in the
-        middle of a frame."""
+        middle of a frame. Said again, it says nothing more, and nothing more is kept."""
         self._joiner.check_whole()
-        self._waiting.put_nowait(None)
+        if not self._finished:
+            self._finished = True
+            self._waiting.put_nowait(None)
 
     async def run(self) -> None:
         """Pushes until cancelled, or the session has ended. Raises BadRequest for an input the graph has not."""

@@ -12,12 +12,14 @@ caller that does not begin with the key, which only Ray hands out.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import pickle
 import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,12 @@ from typing import Any
 KEY_BYTES = 32
 KEY_S = 5.0
 """A caller sends the key within so long."""
+
+RETRY_S = 0.1
+"""After a line that could not be taken; a thread that gave up would leave callers waiting for ever."""
+
+_CLOSED = (errno.EBADF, errno.EINVAL)
+"""What `accept` says of a socket that was closed, or shut down."""
 
 SOCKET_BYTES = 4 << 20
 """Wished for the socket's buffers: a frame goes in without waiting for the other side."""
@@ -63,9 +71,15 @@ class LineServer:
         while True:
             try:
                 caller, _ = self._socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(caller,), name="line", daemon=True).start()
+            except OSError as error:
+                if self._socket.fileno() < 0 or error.errno in _CLOSED:
+                    return
+                time.sleep(RETRY_S)  # no file handle is free, or the caller has left: others still wait
+                continue
+            try:
+                threading.Thread(target=self._serve, args=(caller,), name="line", daemon=True).start()
+            except RuntimeError:  # no more threads: the caller sees a broken line and asks through Ray
+                caller.close()
 
     def _serve(self, caller: socket.socket) -> None:
         """One connection, until the other side closes it."""

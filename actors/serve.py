@@ -120,7 +120,7 @@ class Service:
         setup = ActorSetup(Telemetry(config.log, config.trace), kept)
         catalogue, is_shared = Catalogue(models, graphs, setup), cluster != LOCAL
         controller, is_ours = controller_actor(catalogue, config.step_timeout_s, is_shared)
-        if is_ours:
+        if is_ours and not is_shared:  # a cluster's goes on without the gateway that started it
             stack.callback(ray.kill, controller)
         catalogue = await ask(controller.catalogue.remote(), "the controller")
         directory = Directory(controller, catalogue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ class StageSession:
     need: bytes set aside for it. life: how often its runner has put it on an actor. next_seq: the step due next.
     consumed, consumed_frames: by input port, as the runner counts. seen: newest control given, refused or not.
     kept: replies the runner has not acked, by step.
-    job: the step in hand, if any. touched: when somebody last called for it. chunks, frames: emitted so far, by port.
+    job: the step in hand, if any. copying: held while its State is copied between two steps. touched: when somebody
+    last called for it. chunks, frames: emitted so far, by port.
     gone: it was closed or has failed, and is freed as soon as no step is using its State.
     """
 
@@ -52,6 +54,7 @@ class StageSession:
     ready: bool = False
     kept: dict[int, StepReply] = field(default_factory=dict)
     job: StepJob | None = None
+    copying: threading.Lock = field(default_factory=threading.Lock)
     touched: float = 0.0
     chunks: dict[str, int] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)

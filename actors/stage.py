@@ -12,13 +12,14 @@ against what the model described, session by session (`actors/outputs.py`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -107,9 +108,17 @@ class StageWorker:
         return self.submit(request).result()
 
     def submit(self, request: StepRequest) -> futures.Future[StepReply]:
-        """As `step`, without waiting: the batch loop answers."""
+        """As `step`, waiting for no more than a copy that is being taken: the batch loop answers."""
+        while (future := self._submit(request)) is None:
+            with self._table.find(request.session, request.epoch).copying:
+                pass
+        return future
+
+    def _submit(self, request: StepRequest) -> futures.Future[StepReply] | None:
         with self._table.lock:
             session = self._table.find(request.session, request.epoch)
+            if session.copying.locked():
+                return None
             kept = session.due(request)
             if kept is not None:
                 answered: futures.Future[StepReply] = futures.Future()
@@ -145,11 +154,14 @@ class StageWorker:
 
     def save(self, session: str, epoch: Epoch, order: SaveOrder) -> Manifest:
         """A checkpoint now, durable when it returns."""
-        return wait(self.checkpoints.take(self._resting(session, epoch), order))
+        with self._resting(session, epoch) as known:
+            future = self.checkpoints.take(known, order)
+        return wait(future)
 
     def export(self, session: str, epoch: Epoch) -> Packet:
         """The State, for another actor. It stays here until it is closed."""
-        return self.checkpoints.pack(self._resting(session, epoch))
+        with self._resting(session, epoch) as known:
+            return self.checkpoints.pack(known)
 
     def prepare(self, request: RestoreRequest) -> None:
         """Sets room aside. Raises NoRoom, StaleEpoch."""
@@ -176,13 +188,19 @@ class StageWorker:
             raise
         return RestoreReply(session.description, self.incarnation, session.stand())
 
-    def _resting(self, session: str, epoch: Epoch) -> StageSession:
-        """A session that no step is using. Raises UnknownSession, StaleEpoch, Unavailable."""
+    @contextlib.contextmanager
+    def _resting(self, session: str, epoch: Epoch) -> Iterator[StageSession]:
+        """A session that no step uses, and none will inside. Raises UnknownSession, StaleEpoch, Unavailable."""
         with self._table.lock:
             known = self._table.find(session, epoch)
             if known.job:
                 raise Unavailable(f"session {session}: step {known.job.request.seq} is in hand")
-            return known
+            if not known.copying.acquire(blocking=False):
+                raise Unavailable(f"session {session}: a copy is being taken already")
+        try:
+            yield known
+        finally:
+            known.copying.release()
 
     def health(self) -> StageHealth:
         """Answers while a step runs."""

@@ -89,7 +89,11 @@ def read_tokens(path: Path) -> tuple[Entry, ...]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise BadRequest(f"tokens file {path}: {why}; `riverrun tokens new` makes one") from None
-    except yaml.YAMLError:  # its text would show what stands there
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ):  # a date of month 13 is a ValueError; its text would show what stands there
         raise BadRequest(f"tokens file {path} is neither YAML nor JSON") from None
     if not isinstance(rows, list) or not rows:
         raise BadRequest(f"tokens file {path} must hold a list of entries with tenant, role and token_sha256")

@@ -231,6 +231,8 @@ class StageDriver:
         for reply in kept:
             self._hand_on(reply)
         self.begin_at(mark)
+        if self.finished:
+            self._end_outputs()
 
     def begin_at(self, mark: Mark) -> None:
         """What it has made so far, as others have counted it."""
@@ -321,8 +323,7 @@ class StageDriver:
         self.log.done = max(self.log.done, self.next_seq)
         self.finished = request.finish
         if self.finished:
-            for queue in (q for queues in self.outputs.values() for q in queues):
-                queue.ended = True
+            self._end_outputs()
         if edge is not None:
             self.session.consumed(self)
         if request.save:
@@ -377,6 +378,11 @@ class StageDriver:
         if chunk.seq == due:
             self.chunks[chunk.port] = due + 1
             self.frames[chunk.port] = self.frames.get(chunk.port, 0) + chunk.frames
+
+    def _end_outputs(self) -> None:
+        """Nothing more will come out."""
+        for queue in (q for queues in self.outputs.values() for q in queues):
+            queue.ended = True
 
     def _keep(self, seq: int) -> None:
         self._kept[seq] = self._kept.get(seq, 0) + 1

@@ -417,6 +417,7 @@ class Runner:
 
         A session that another runner has taken over is left as it is: its stages and record are that one's.
         """
+        marks = self._flow.marks() if self._flow else {}  # as long as something lies there
         self._to(state, reason)
         if self._flow:
             self._observer.ended(state.value)
@@ -431,7 +432,7 @@ class Runner:
                 about = {**self.record.about, "stage": stage}
                 log.warning("session %s: a stage was not closed: %s", self.record.id, error, extra=about)
         try:
-            await self._commit()
+            await self._keeper.commit(state=self._state, reason=self._reason, **marks)
             if self._durability and state is SessionState.CLOSED:
                 await self._durability.blobs.forget(self.record.id)
         except Unavailable as error:  # Conflict is one: then it is another's

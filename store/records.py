@@ -109,13 +109,15 @@ class Placement:
 class PortMark:
     """How far one output port has come, in frames: emitted by the stage, sent to and acked by the controller.
 
-    Each is the number of frames (so the next frame's number). chunks: how many chunks were emitted.
+    Each is the number of frames (so the next frame's number). chunks: how many chunks were emitted. is_read: a
+    controller reads it, or none has come yet; of another port nothing is kept for anybody.
     """
 
     chunks: int = 0
     emitted: int = 0
     sent: int = 0
     acked: int = 0
+    is_read: bool = True
 
 
 REFUSED, ENDS, DECIDED = "refused", "ends", "decided"

@@ -131,7 +131,7 @@ def test_epochs_fence(stepper):
             one.worker.step(StepRequest("s", stale, 0))
     one.step("s", 0, epoch=Epoch(3, "a"))
     attached = one.worker.attach("s", Epoch(4, "c"))
-    assert (attached.next_seq, [r.seq for r in attached.kept]) == (1, [0])
+    assert (attached.mark.seq, [r.seq for r in attached.kept]) == (1, [0])
     with pytest.raises(StaleEpoch):
         one.worker.step(StepRequest("s", Epoch(3, "a"), 1))
     with pytest.raises(StaleEpoch):
@@ -307,7 +307,6 @@ def test_control_calls_answer_while_a_step_runs_and_close_waits_for_it(stepper):
     assert model.inside.wait(5)
     assert one.worker.health().running_s >= 0
     one.open("t")
-    one.worker.attach("s", Epoch(2, "b"))
     one.worker.close("s", Epoch(2, "b"))
     with pytest.raises(UnknownSession, match="closed"):
         waiting.result(5)

@@ -29,6 +29,7 @@ def joined(running):
     address = f"ray_address={ray.get_runtime_context().gcs_address}"
     with beside(running, address, "models=[synthetic]") as first, beside(running, address, "models=[]") as second:
         yield first, second
+        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))  # it would outlive both
 
 
 def graphs(stubs: Stubs) -> list[str]:
