@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.errors import Denied, NotFound
@@ -101,7 +102,7 @@ class SessionHost:
         self._observe = observe
         self.vault, self.hands_over = vault, hands_over
         self._gate = Gate(config.checkpoints.restores)
-        self._adopting: dict[str, asyncio.Lock] = {}
+        self._adopting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody holds one
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
         self.grants = Grants(store, clock, config.store_grace_s)
         self.closing = ""
@@ -161,16 +162,18 @@ class SessionHost:
         SessionEnded, Unavailable (no room, or this service keeps no checkpoints), Conflict (another was quicker).
         """
         async with self._adopting.setdefault(session, asyncio.Lock()):
-            try:
-                hosted = self._hosted.get(session)
-                if hosted and hosted.runner.state.runs and not await self._is_lost(hosted):
-                    return hosted
-                if hosted:
-                    await hosted.runner.ended()  # and only then it can be taken up
-                    self._hosted.pop(session, None)
-                return await self._adopt(session, token, received or {})
-            finally:
-                self._adopting.pop(session, None)
+            hosted = self._hosted.get(session)
+            if hosted and hosted.runner.state.runs and not await self._is_lost(hosted):
+                return hosted
+            if hosted:
+                await hosted.runner.ended()  # and only then it can be taken up
+                self._drop(session, hosted)
+            return await self._adopt(session, token, received or {})
+
+    def _drop(self, session: str, hosted: Hosted) -> None:
+        """It does not run here any more, unless it was taken up again meanwhile."""
+        if self._hosted.get(session) is hosted:
+            del self._hosted[session]
 
     async def _is_lost(self, hosted: Hosted) -> bool:
         """Whether another gateway has taken the session over; then its runner here has stopped."""
@@ -195,7 +198,7 @@ class SessionHost:
             hosted.inputs = hosted.runner.taken_in()
         except BaseException:
             await hosted.runner.ended()
-            self._hosted.pop(session, None)
+            self._drop(session, hosted)
             raise
         finally:
             hosted.opened.set()
@@ -383,7 +386,7 @@ class SessionHost:
         return hosted
 
     def _watch(self, session: str, hosted: Hosted) -> None:
-        task = asyncio.create_task(self._forget(session, hosted.runner))
+        task = asyncio.create_task(self._forget(session, hosted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -396,10 +399,11 @@ class SessionHost:
             raise Unavailable(f"session {stored.id} of client_id {stored.client_id!r} has just failed; try again")
         return hosted
 
-    async def _forget(self, session: str, runner: Runner) -> None:
+    async def _forget(self, session: str, hosted: Hosted) -> None:
+        runner = hosted.runner
         record = await runner.ended()
         log.info("session %s is %s: %s", session, record.state.value, record.reason, extra=record.about)
-        self._hosted.pop(session, None)
+        self._drop(session, hosted)
         task = asyncio.create_task(runner.catch_up())
         self._writing.add(task)
         task.add_done_callback(self._written)
