@@ -33,7 +33,7 @@ from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
 from riverrun.store.records import Placement
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)  # told errors as text: one kept for its line would keep the session with it
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Recovery:
         (what it needs is gone)."""
         self._count(driver, fault)
         session = self.keeper.record.id
-        log.warning("session %s: stage %s is brought back: %s", session, driver.name, fault)
+        log.warning("session %s: stage %s is brought back: %s", session, driver.name, str(fault))
         self.tell(Event(EventType.RECOVERING, f"stage {driver.name}: {fault}"))
         lost, before, left = driver.handle, driver.life, self.keeper.record.placement.get(driver.name)
         async with self.gate.enter(self.slack_s()):
@@ -116,7 +116,7 @@ class Recovery:
             except Corrupt as error:
                 if source is None:
                     raise
-                log.error("session %s: checkpoint %s can't be used: %s", opening.session, source.path, error)
+                log.error("session %s: checkpoint %s can't be used: %s", opening.session, source.path, str(error))
                 self.saver.book(name).drop(source)
                 continue
             except (Unavailable, asyncio.CancelledError):
@@ -150,4 +150,4 @@ class Recovery:
             work = lost.close(self.keeper.record.id, self.epoch, life)
             await answer(self.clock, self.config.restore_s, work, "it")
         except (Unavailable, Corrupt) as error:
-            log.info("session %s: what was given up does not answer: %s", self.keeper.record.id, error)
+            log.info("session %s: what was given up does not answer: %s", self.keeper.record.id, str(error))

@@ -430,13 +430,13 @@ class Runner:
         for stage, error in zip(stages, closed, strict=True):
             if error:
                 about = {**self.record.about, "stage": stage}
-                log.warning("session %s: a stage was not closed: %s", self.record.id, error, extra=about)
+                log.warning("session %s: a stage was not closed: %s", self.record.id, str(error), extra=about)
         try:
             await self._keeper.commit(state=self._state, reason=self._reason, **marks)
             if self._durability and state is SessionState.CLOSED:
                 await self._durability.blobs.forget(self.record.id)
         except Unavailable as error:  # Conflict is one: then it is another's
-            log.warning("%s", error, extra=self.record.about)
+            log.warning("%s", str(error), extra=self.record.about)
 
     def _last_event(self, state: SessionState, reason: str) -> Event:
         if isinstance(self._fault, Conflict | StaleEpoch):

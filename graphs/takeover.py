@@ -98,7 +98,7 @@ class TakeOver:
             work = handle.attach(self.record.id, self.epoch)
             reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
         except (Unavailable, StepFailed) as error:
-            log.warning("session %s: stage %s has to be restored: %s", self.record.id, name, error)
+            log.warning("session %s: stage %s has to be restored: %s", self.record.id, name, str(error))
             self.silent.append(handle)
             return None
         acked = reply.kept[0].seq - 1 if reply.kept else reply.mark.seq - 1
@@ -116,7 +116,7 @@ class TakeOver:
             except Corrupt as error:
                 if source is None:
                     raise
-                log.error("session %s: checkpoint %s can't be used: %s", self.record.id, source.path, error)
+                log.error("session %s: checkpoint %s can't be used: %s", self.record.id, source.path, str(error))
                 continue
             floor = self._book(name).floor(reply.mark.seq - 1)
             placement = replace(placement, incarnation=reply.incarnation)

@@ -328,7 +328,7 @@ def test_the_record_tells_how_far_it_came(lab, run):
         assert (await rig.store.get("s1")).ports == {}  # not written once a chunk
         await rig.clock.advance(5)
         record = await rig.store.get("s1")
-        assert vars(record.ports["frames"]) == {"chunks": 4, "emitted": 16, "sent": 10, "acked": 4}
+        assert vars(record.ports["frames"]) == {"chunks": 4, "emitted": 16, "sent": 10, "acked": 4, "is_read": True}
         assert record.steps == {name: len(s.requests) for name, s in rig.stages.items()}
         assert record.consumed == {"b.frames": record.steps["b"], "c.frames": 4}
         assert record.placement["b"].incarnation == "incarnation-1"

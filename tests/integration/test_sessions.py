@@ -138,8 +138,8 @@ def test_sessions_of_a_gateway_that_is_gone_are_not_listed_as_live(stubs, runnin
         await store.close()
 
     async def write(store):
-        await store.create(SessionRecord("orphan", "g", state=SessionState.RUNNING, gateway="gone", created=1.0))
-        await store.create(SessionRecord("elsewhere", "g", state=SessionState.RUNNING, gateway="other", created=1.0))
+        await store.create(SessionRecord("orphan", "g", state=SessionState.RUNNING, gateway="gone", created=4e9))
+        await store.create(SessionRecord("elsewhere", "g", state=SessionState.RUNNING, gateway="other", created=4e9))
         await store.heartbeat("other", "x:1", ttl_s=60)
 
     async def delete(store):

@@ -31,7 +31,8 @@ def test_what_is_no_record_is_corrupt(text):
 def test_only_legal_transitions(now, to):
     legal = {
         (S.OPENING, S.RUNNING), (S.RUNNING, S.DRAINING),
-        *((s, end) for s in (S.OPENING, S.RUNNING, S.DRAINING) for end in (S.CLOSED, S.FAILED)),
+        *((s, end) for s in (S.OPENING, S.RUNNING, S.DRAINING) for end in (S.CLOSED, S.FAILED, S.SUSPENDED)),
+        *((S.SUSPENDED, to) for to in (S.OPENING, S.CLOSED, S.FAILED)),
     }  # fmt: skip
     if (now, to) in legal:
         assert advance(now, to) is to
