@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
@@ -10,8 +11,10 @@ from riverrun.graphs.controls import PROMPT
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.stage import EncoderHandle, Epoch, OpenReply, OpenRequest, StageGone, StageHandle
 from riverrun.graphs.waiting import Clock, within
+from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.records import SessionRecord
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -21,6 +24,16 @@ async def answer(clock: Clock, seconds: float, work: Awaitable[T], who: str) -> 
         return await within(clock, seconds, work)
     except TimeoutError as error:
         raise StageGone(f"{who} did not answer for {seconds:g} s") from error
+
+
+async def let_go(
+    clock: Clock, seconds: float, handle: StageHandle, session: str, epoch: Epoch, life: int | None
+) -> None:
+    """Frees what lies on an actor that is not used any more, up to this life; it may be dead."""
+    try:
+        await answer(clock, seconds, handle.close(session, epoch, life), "it")
+    except (Unavailable, Corrupt) as error:
+        log.info("session %s: what was given up does not answer: %s", session, str(error))
 
 
 def stage_seed(seed: int, index: int) -> int:

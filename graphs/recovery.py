@@ -16,7 +16,7 @@ from riverrun.graphs.gate import Gate
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.items import Event, EventType
 from riverrun.graphs.keeper import RecordKeeper
-from riverrun.graphs.opening import answer, opening
+from riverrun.graphs.opening import answer, let_go, opening
 from riverrun.graphs.saver import Saver
 from riverrun.graphs.stage import (
     EncoderHandle,
@@ -142,12 +142,6 @@ class Recovery:
         )
 
     def leave(self, handle: StageHandle, life: int | None = None) -> None:
-        """Frees what lies on an actor that is not used any more, up to this life, in the background: it may be dead."""
-        self.saver.spawn(self._leave(handle, life))
-
-    async def _leave(self, lost: StageHandle, life: int | None) -> None:
-        try:
-            work = lost.close(self.keeper.record.id, self.epoch, life)
-            await answer(self.clock, self.config.restore_s, work, "it")
-        except (Unavailable, Corrupt) as error:
-            log.info("session %s: what was given up does not answer: %s", self.keeper.record.id, str(error))
+        """As `let_go`, in the background."""
+        work = let_go(self.clock, self.config.restore_s, handle, self.keeper.record.id, self.epoch, life)
+        self.saver.spawn(work)

@@ -336,12 +336,11 @@ class Runner:
             raise Unavailable(f"session {self.record.id} can't be taken up: this service keeps no checkpoints")
         found = await self._durability.blobs.manifests(self.record.id)
         lines, was = await self._keeper.lines(), self.record
-        openings = {name: await self._opening(name) for name in self._graph.order()}
         take = TakeOver(
             was,
             self._epoch,
             self._graph,
-            openings,
+            self._opening,
             self._durability,
             self._clock,
             self._config.recovery,

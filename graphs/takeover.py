@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from riverrun.graphs.checkpoints import CheckpointBook
 from riverrun.graphs.durability import Durability
 from riverrun.graphs.flow import Flow
 from riverrun.graphs.graph import Edge, Graph
-from riverrun.graphs.opening import answer
+from riverrun.graphs.opening import answer, let_go
 from riverrun.graphs.recovery import RecoveryConfig
 from riverrun.graphs.stage import (
     Epoch,
@@ -57,12 +57,13 @@ class Stand:
 
 @dataclass
 class TakeOver:
-    """received: by graph output, the frames that the client says it has, where it is known."""
+    """opening: how a stage was opened at first; only what must be restored asks, since a prompt is encoded for it.
+    received: by graph output, the frames that the client says it has, where it is known."""
 
     record: SessionRecord
     epoch: Epoch
     graph: Graph
-    openings: Mapping[str, OpenRequest]
+    opening: Callable[[str], Awaitable[OpenRequest]]
     durability: Durability
     clock: Clock
     config: RecoveryConfig
@@ -79,15 +80,10 @@ class TakeOver:
             for name in reversed(self.graph.order()):
                 stands[name] = await self._attached(name) or await self._restored(name, stands)
         except (BadRequest, Unavailable, Corrupt):
-            await asyncio.gather(*(self._leave(handle, life) for handle, life in self._placed))
+            limits = (self.clock, self.config.restore_s)
+            await asyncio.gather(*(let_go(*limits, h, self.record.id, self.epoch, life) for h, life in self._placed))
             raise
         return {name: stands[name] for name in self.graph.order()}
-
-    async def _leave(self, handle: StageHandle, life: int) -> None:
-        try:
-            await answer(self.clock, self.config.restore_s, handle.close(self.record.id, self.epoch, life), "it")
-        except (Unavailable, Corrupt) as error:
-            log.info("session %s: what was given up does not answer: %s", self.record.id, error)
 
     async def _attached(self, name: str) -> Stand | None:
         placement = self.record.placement.get(name)
@@ -108,10 +104,11 @@ class TakeOver:
     async def _restored(self, name: str, behind: Mapping[str, Stand]) -> Stand:
         old = self.record.placement.get(name)
         handle, placement = await self.durability.placer.place(name, old.incarnation if old else "")
+        opening = await self.opening(name)
         for life, source in enumerate((*self._usable(name, behind), None), start=1):
             self._placed.append((handle, life))
             try:
-                work = handle.restore(RestoreRequest(self.openings[name], life, source))
+                work = handle.restore(RestoreRequest(opening, life, source))
                 reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
             except Corrupt as error:
                 if source is None:
