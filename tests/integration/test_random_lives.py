@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import time
 from collections import Counter
 
-import grpc
 import pytest
-import ray
 
-from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 
 from .balance import RESIDENT_SLACK, left_over, steady
 from .census import Census, forget_ended, tasks
-from .conftest import DEADLINE_S, Running, Stubs, eventually
+from .conftest import DEADLINE_S, eventually
 from .lives import GRAPHS, Life
+from .pair import two_gateways
 
-PAIR = (
-    "name: pair\nclass: riverrun.models.synthetic:Synthetic\nstage: generation\nactor: {count: 2, max_sessions: 16}\n"
-)
 AT_ONCE = 4
-
-
-@contextlib.contextmanager
-def started(*overrides):
-    service = Running(load_service(None, ["port=0", "drain_s=0.2", "idle_timeout_s=600", *overrides]))
-    service.start()
-    try:
-        with grpc.insecure_channel(service.service.address) as channel:
-            yield service, Stubs(channel)
-    finally:
-        service.stop()
 
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory, ray_cluster):
     """Two of one cluster, and the folder of their checkpoints."""
     folder = tmp_path_factory.mktemp("lives")
-    (folder / "pair.yaml").write_text(PAIR)
-    for name, text in GRAPHS.items():
-        (folder / f"{name}.yaml").write_text(f"name: {name}\n{text}")
-    graphs = ",".join(f"{folder}/{name}.yaml" for name in GRAPHS)
-    common = [f"ray_address={ray.get_runtime_context().gcs_address}", f"checkpoints.uri={folder}/checkpoints"]
-    common += ["checkpoints.chunks=3", "checkpoints.grace_s=0.1", "checkpoints.reap_s=1"]
-    first = [f"models=[{folder}/pair.yaml]", f"graphs=[{graphs}]", *common]
-    with contextlib.ExitStack() as stack:
-        one = stack.enter_context(started(*first))
-        two = stack.enter_context(started("models=[]", f"redis_url={one[0].service.store_url}", *common))
+    quick = ("checkpoints.grace_s=0.1", "checkpoints.reap_s=1", "idle_timeout_s=600")
+    with two_gateways(folder, GRAPHS, *quick) as (one, two):
         eventually(lambda: all_up(one[1]))
         yield one, two, folder / "checkpoints"
-        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))
 
 
 @pytest.fixture(autouse=True)

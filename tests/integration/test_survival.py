@@ -1,23 +1,17 @@
 """Sessions outlive actors and gateways: real gRPC, real Ray processes that are really killed, a real store."""
 
-import contextlib
 import os
 import signal
 
-import grpc
 import pytest
-import ray
 
-from riverrun.configs import load_service
 from riverrun.models.synthetic import frame_number
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import Joiner
 
-from .conftest import DEADLINE_S, Running, Stubs, eventually
+from .conftest import DEADLINE_S, eventually
+from .pair import two_gateways
 
-PAIR = (
-    "name: pair\nclass: riverrun.models.synthetic:Synthetic\nstage: generation\nactor: {count: 2, max_sessions: 16}\n"
-)
 GRAPHS = {
     "one": "stages: {a: {model: pair}}\noutputs: {frames: a.frames}\n",
     "two": "stages: {a: {model: pair}, b: {model: pair}}\nedges: [{from: a.frames, to: b.frames}]\n"
@@ -27,33 +21,10 @@ GRAPHS = {
 PARAMS = {"one": {"state_bytes": 1 << 16}, "two": {"b.takes": 8, "b.chunk_frames": 4, "a.state_bytes": 1 << 16}}
 
 
-@contextlib.contextmanager
-def started(*overrides):
-    service = Running(load_service(None, ["port=0", "drain_s=0.2", "checkpoints.chunks=3", *overrides]))
-    service.start()
-    try:
-        with grpc.insecure_channel(service.service.address) as channel:
-            yield service, Stubs(channel)
-    finally:
-        service.stop()
-
-
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory, ray_cluster):
-    """Two gateways of one cluster: the same controller, actors, store and checkpoints."""
-    folder = tmp_path_factory.mktemp("survival")
-    (folder / "pair.yaml").write_text(PAIR)
-    for name, text in GRAPHS.items():
-        (folder / f"{name}.yaml").write_text(f"name: {name}\n{text}")
-    graphs = ",".join(f"{folder}/{name}.yaml" for name in GRAPHS)
-    common = [f"ray_address={ray.get_runtime_context().gcs_address}", f"checkpoints.uri={folder}/checkpoints"]
-    first = [f"models=[{folder}/pair.yaml]", f"graphs=[{graphs}]", *common]
-    with contextlib.ExitStack() as stack:
-        one, stubs = stack.enter_context(started(*first))
-        redis = f"redis_url={one.service.store_url}"
-        _two, others = stack.enter_context(started("models=[]", redis, *common))
-        yield stubs, others
-        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))
+    with two_gateways(tmp_path_factory.mktemp("survival"), GRAPHS) as pair:
+        yield [stubs for _, stubs in pair]
 
 
 class Viewer:
