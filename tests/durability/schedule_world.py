@@ -315,7 +315,8 @@ class Handle:
 
     async def save(self, session: str, epoch: Any, order: Any) -> Any:
         def work() -> Any:
-            writing = self.worker.checkpoints.take(self.worker._resting(self._key(session), epoch), order)
+            with self.worker._resting(self._key(session), epoch) as known:
+                writing = self.worker.checkpoints.take(known, order)
             return _after(writing, lambda: wait(writing))
 
         return await self._ask("save", work)
