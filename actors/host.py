@@ -50,7 +50,8 @@ Observe = Callable[[Graph, str], Observer]
 @dataclass(frozen=True)
 class SessionWish:
     """What a session is asked for. idle_timeout_s, max_frames: 0 means the service's own, and endless. lead_s: see
-    `ServiceConfig`; None means its value. tenant: whose it will be."""
+    `ServiceConfig`; None means its value. tenant: whose it will be. trace: a traceparent that its first chunk is traced
+    under; "": none."""
 
     graph: str
     params: Mapping[str, Any]
@@ -60,6 +61,7 @@ class SessionWish:
     max_frames: int = 0
     lead_s: float | None = None
     tenant: str = ""
+    trace: str = ""
 
     def __post_init__(self) -> None:
         if len(self.client_id) > MAX_CLIENT_ID:
@@ -133,6 +135,7 @@ class SessionHost:
         record = self._record(graph, wish, placed, token)
         written = replace(record, version=1)  # as the store will have it
         runner = self._runner(written, graph, placed.stages, placed.encoders, script)
+        runner.observer.wanted(wish.trace)
         return await self._open(Hosted(runner, token), record)
 
     def _runners(self) -> Iterator[Runner]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 from google.protobuf import duration_pb2, json_format, struct_pb2
 
 from riverrun.models.base import BadRequest, Control
@@ -11,6 +12,8 @@ from riverrun.protos import riverrun_pb2 as pb
 
 MAX_BYTES = 64 << 10
 """Of a session's parameters, or of one control: records and control logs keep them, so they must be small."""
+
+TRACEPARENT = "traceparent"
 
 MAX_SECONDS = 366 * 86_400
 MAX_REASON = 200
@@ -23,6 +26,11 @@ def values_of(struct: struct_pb2.Struct) -> dict[str, Any]:
         return json_format.MessageToDict(struct)
     except (ValueError, json_format.Error):  # JSON, and so the record, has no NaN and no infinity
         raise BadRequest("parameters must be text, true or false, finite numbers, lists or mappings") from None
+
+
+def traceparent(context: grpc.aio.ServicerContext) -> str:
+    """Under which the caller asks that a chunk be traced, by the metadata of its call; "": it does not."""
+    return next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
 
 
 def seconds_of(span: duration_pb2.Duration, what: str) -> float:

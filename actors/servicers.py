@@ -13,7 +13,7 @@ from riverrun.actors.directory import Directory
 from riverrun.actors.errors import mapped, unary
 from riverrun.actors.host import SessionHost, SessionWish
 from riverrun.actors.jobs import Job, JobDesk, JobSpec
-from riverrun.actors.requests import control_of, reason_of, seconds_of, values_of
+from riverrun.actors.requests import control_of, reason_of, seconds_of, traceparent, values_of
 from riverrun.graphs.script import TimedControl
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
@@ -46,6 +46,7 @@ class Sessions(rpc.SessionsServicer):
             max_frames=request.max_frames,
             lead_s=seconds_of(request.lead, "lead") if request.HasField("lead") else None,
             tenant=caller().tenant,
+            trace=traceparent(context),
         )
         return messages.live_session(await self._host.create(wish), self._gateways, with_token=True)
 

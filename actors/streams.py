@@ -23,7 +23,7 @@ from riverrun.actors.host import Hosted, SessionHost
 from riverrun.actors.inputs import InputFeed
 from riverrun.actors.messages import duration, live_session, server_message
 from riverrun.actors.quota import Pace
-from riverrun.actors.requests import control_of
+from riverrun.actors.requests import control_of, traceparent
 from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
 from riverrun.graphs.items import Event, EventType, Frame, InputRefusal, Item, Receipt, ReceiptStage
@@ -47,8 +47,6 @@ MAX_UNREAD = 1024
 _PIXELS = {Kind.FRAMES: ("uint8", (1, 1, 3))}  # what codecs ask about: dtype and shape of one frame
 _ROLES = {pb.ROLE_CONTROLLER: Role.CONTROLLER, pb.ROLE_VIEWER: Role.VIEWER}
 _CODECS = {number: name for name, number in CODECS.items()}
-TRACEPARENT = "traceparent"
-"""In the metadata of a controller's call: it asks that the next chunk be traced under this."""
 Requests = AsyncIterator[pb.ClientMessage]
 
 
@@ -83,7 +81,7 @@ class Streams(rpc.StreamsServicer):
         if connection.role is Role.CONTROLLER:
             check_role(caller(), principal.Role.CONTROLLER, "to connect as controller")
             self._host.check_token(hosted, opening.resume_token)
-            hosted.runner.observer.wanted(_metadata(context, TRACEPARENT))
+            hosted.runner.observer.wanted(traceparent(context))
         self._connections.add(connection)
         try:
             await connection.run(requests, self._gateways, self._host.config.idle_timeout_s)
@@ -303,10 +301,6 @@ class Connection:
         except (BadRequest, Unavailable) as error:
             receipt = Receipt(message.revision, ReceiptStage.REJECTED, message=one_line(str(error)))
             await self.send(server_message(receipt))
-
-
-def _metadata(context: grpc.aio.ServicerContext, key: str) -> str:
-    return next((str(value) for name, value in context.invocation_metadata() or () if name == key), "")
 
 
 @contextlib.asynccontextmanager

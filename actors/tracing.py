@@ -98,7 +98,7 @@ class SessionTrace(Observer):
         self._about = {"graph": graph.name, "session": session}
         fed = {edge.target.stage for edge in graph.edges}
         self._entries = {stage.name for stage in graph.stages if stage.name not in fed}
-        self._wanted = ""
+        self._wanted = self._asked = ""
         self._running: dict[str, Span] = {}
         self._waiting: dict[str, str] = {}  # by stage: the trace it took in and has made no chunk of yet
 
@@ -136,7 +136,8 @@ class SessionTrace(Observer):
         self._spans.note("gateway.send", frame.trace, now, send_s, bytes=size, **about)
 
     def wanted(self, trace: str) -> None:
-        self._wanted = trace
+        if trace != self._asked:  # a client asks at its session's creation, and again as it connects
+            self._wanted = self._asked = trace
 
     def _begins(self, stage: str, seq: int) -> bool:
         due = bool(self._every) and seq % self._every == 0

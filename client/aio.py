@@ -13,6 +13,7 @@ import grpc
 
 from riverrun.client import errors
 from riverrun.client.credentials import Tls, credentials
+from riverrun.client.link import trace_metadata
 from riverrun.client.requests import duration, fill, length, sink_uri, uint64, wishes_for
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import Patience
@@ -274,9 +275,9 @@ class AsyncClient:
         """Tried twice: if only the answer was lost, the client id finds the session that was made."""
         stub = rpc.SessionsStub(self.channel())
         try:
-            return await self._call(stub.Create(request, timeout=CALL_SECONDS))
+            return await self._call(stub.Create(request, timeout=CALL_SECONDS, metadata=trace_metadata()))
         except errors.Unavailable:
-            return await self._call(stub.Create(request, timeout=CALL_SECONDS))
+            return await self._call(stub.Create(request, timeout=CALL_SECONDS, metadata=trace_metadata()))
 
     async def _length(self, graph: str, frames: int | None, seconds: float | None) -> int:
         fps = (await self.graph(graph)).outputs[0].fps if seconds is not None else 0.0

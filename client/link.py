@@ -14,7 +14,7 @@ from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 
 
-def _trace() -> tuple[tuple[str, str], ...]:
+def trace_metadata() -> tuple[tuple[str, str], ...]:
     """Metadata that asks for a trace of the next chunk, where whoever started this process handed it one of its own."""
     wanted = os.environ.get("TRACEPARENT")
     return (("traceparent", wanted),) if wanted else ()
@@ -29,7 +29,7 @@ class Link:
 
     def __init__(self, channel: grpc.aio.Channel, patience: Patience) -> None:
         self._outbox: asyncio.Queue[pb.ClientMessage | None] = asyncio.Queue()
-        self._call = rpc.StreamsStub(channel).Connect(self._requests(), metadata=_trace())
+        self._call = rpc.StreamsStub(channel).Connect(self._requests(), metadata=trace_metadata())
         self._patience = patience
         self._open = True
 

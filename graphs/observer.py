@@ -33,7 +33,7 @@ class Observer:
         """A frame was written to a client: `size` bytes by `codec`, that took so long to make and to write."""
 
     def wanted(self, trace: str) -> None:
-        """A client asks that the next chunk be traced under its own `trace`."""
+        """A client asks that the next chunk be traced under its own `trace`; "" asks for nothing, nor does a repeat."""
 
     def ended(self, state: str) -> None:
         """The session is over: "closed" or "failed". Not told of one that never opened."""

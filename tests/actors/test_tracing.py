@@ -89,6 +89,7 @@ def stream(watch, spans, frames, takes=4, wanted=""):
             observer.wanted(wanted)
             runner = Runner(await store.create(record), CHAIN, stages, {}, store, SystemClock(), observer=observer)
             await runner.open()
+            observer.wanted(wanted)  # as it connects, after it asked at the creation
             got = []
             consumer = runner.attach(ConsumerSpec(Role.CONTROLLER, credits=frames))
             async for item in consumer:
@@ -175,7 +176,7 @@ def test_a_client_may_ask_for_a_trace_of_its_next_chunk(traced):
     stream(Watch(spans=spans), spans, frames=12, wanted=CLIENTS)
     (trace,) = by_trace()
     assert f"{trace[0].context.trace_id:032x}" == CLIENTS.split("-")[1]
-    root = next(s for s in trace if s.attributes.get("riverrun.stage") == "make" and s.name == "runner.step")
+    (root,) = [s for s in trace if s.attributes.get("riverrun.stage") == "make" and s.name == "runner.step"]
     assert f"{root.parent.span_id:016x}" == CLIENTS.split("-")[2]
     assert root.attributes["riverrun.seq"] == 0
 
