@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from riverrun.models.base import Corrupt
+from riverrun.store.jsonable import dumps
 
 SCHEMA = 1
 
@@ -40,7 +41,7 @@ class Mark:
     flushed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Mark:
@@ -129,7 +130,7 @@ class Manifest:
         return dataclasses.replace(self, record="")
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        return dumps(self)
 
     @staticmethod
     def from_json(text: str | bytes) -> Manifest:

@@ -6,7 +6,6 @@ state changes and every few seconds, never once a chunk. It holds no tensor and 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -16,6 +15,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
+from riverrun.store.jsonable import dumps
 
 SCHEMA = 1
 ENDED_TTL_S = 3600.0
@@ -140,7 +140,7 @@ class ControlEntry:
     chunk: int = -1
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        return dumps(self)
 
     @staticmethod
     def from_json(text: str | bytes) -> ControlEntry:
@@ -191,7 +191,7 @@ class SessionRecord:
         return {"session": self.id, "graph": self.graph, "epoch": self.epoch, "tenant": self.tenant}
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        return dumps(self)
 
     @staticmethod
     def from_json(text: str | bytes) -> SessionRecord:
