@@ -201,7 +201,8 @@ class Synthetic(StreamModel):
     def step(self, states: Sequence[SyntheticState]) -> list[list[Chunk]]:
         for state in states:
             _misbehave(state)
-        time.sleep(max(state.step_ms for state in states) / 1000)
+        if wait_ms := max(state.step_ms for state in states):
+            time.sleep(wait_ms / 1000)
         return [[_emit(state)] for state in states]
 
 
