@@ -100,8 +100,11 @@ class Saver:
     async def save_all(self, **changes: Any) -> None:
         """A checkpoint of every stage, all between two steps. changes: as in `order`. Raises what a stage raised."""
         session, order = self.keeper.record.id, self.order(**changes)
-        async with asyncio.TaskGroup() as saving:
-            work = [saving.create_task(d.handle.save(session, self.epoch, order)) for d in self._unflushed()]
+        try:
+            async with asyncio.TaskGroup() as saving:
+                work = [saving.create_task(d.handle.save(session, self.epoch, order)) for d in self._unflushed()]
+        except BaseExceptionGroup as errors:  # callers know what a stage raises
+            raise errors.exceptions[0] from None
         for task in work:
             self.book(task.result().stage).add(task.result())
         await self.keeper.commit(manifests=self.briefs())

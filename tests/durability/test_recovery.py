@@ -10,7 +10,7 @@ from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import EventType
-from riverrun.models.base import Control
+from riverrun.models.base import Control, Unavailable
 from riverrun.store.records import SessionState
 
 FRAMES = 64
@@ -201,6 +201,23 @@ def test_a_damaged_checkpoint_costs_a_longer_replay(w, clock, run):
         await client.read(runner)
         await runner.ended()
         assert client.pixels == wanted
+
+    run(body())
+
+
+def test_what_cannot_be_put_away_says_why_and_goes_on(w, clock, run):
+    async def body():
+        world = w.World(clock)
+        runner = await world.open(CHAIN, CONFIG, params=PARAMS["chain"], max_frames=FRAMES)
+        client = w.Client()
+        await client.read(runner, 20)
+        world.kill(runner.record.placement["b"].actor)
+        with pytest.raises(Unavailable, match="died"):
+            await runner.suspend("put away")
+        await client.read(runner)
+        assert client.numbers == list(range(FRAMES))
+        await runner.ended()
+        assert runner.state is SessionState.CLOSED
 
     run(body())
 
