@@ -41,13 +41,14 @@ from riverrun.models.base import (
     parse_params,
 )
 from riverrun.models.geometry import poses
+from riverrun.models.geometry.fitting import Fit, network_size
 from riverrun.models.geometry.infinitevggt_state import (
     SNAPSHOT_VERSION,
     InfiniteVGGTParams,
     InfiniteVGGTState,
 )
 from riverrun.models.geometry.memory import GeometryStream
-from riverrun.models.geometry.preprocess import Fit, network_size, prepare
+from riverrun.models.geometry.preprocess import prepare
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig, rolling_stream
 from riverrun.models.room import room

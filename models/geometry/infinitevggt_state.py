@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from riverrun.models.base import BadRequest, Snapshot
+from riverrun.models.geometry.fitting import Fit
 from riverrun.models.geometry.memory import GeometryStream
-from riverrun.models.geometry.preprocess import Fit
 from riverrun.models.snapshot import to_arrays
 from riverrun.models.state import Waiting, check_kind, refuse_snapshot
 
@@ -30,7 +30,7 @@ class InfiniteVGGTParams:
     height, width: pixels of the frames that will come; default: the first frame's, and what a session costs is then
     told for the largest. total_budget: rows a head may remember over all layers. camera_frames: frames that the
     camera head remembers, the first one always among them; official code never forgets, so poses are the official
-    ones for that many frames. fit: see `preprocess.Fit`. points: from the point head, or from depth and camera
+    ones for that many frames. fit: see `fitting.Fit`. points: from the point head, or from depth and camera
     (VGGT's authors call that the more accurate); the confidence is that of their source.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,32 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from riverrun.models.base import BadRequest
-
-Fit = Literal["crop", "pad"]
-"""`crop`: the width becomes the network's, a taller image loses top and bottom. `pad`: the longer side does, and the
-image is made square with white."""
-
-MOST_ASPECT = 64
-"""Of an image: a taller one would be blown up to gigabytes before most of it is cropped away."""
-
-
-def network_size(height: int, width: int, side: int = 518, patch: int = 14, fit: Fit = "crop") -> tuple[int, int]:
-    """(height, width) that an image of that size has in the network. Raises BadRequest if nothing is left of it."""
-    rows, _ = _resized(height, width, side, patch, fit)
-    return (side if fit == "pad" else min(rows, side)), side
-
-
-def _resized(height: int, width: int, side: int, patch: int, fit: Fit) -> tuple[int, int]:
-    if not 0 < max(height, width) <= MOST_ASPECT * min(height, width):
-        raise BadRequest(f"an image has sides above 0, at most {MOST_ASPECT} to 1, got {height} x {width}")
-    if fit == "crop" or width >= height:
-        size = round(height * (side / width) / patch) * patch, side
-    else:
-        size = side, round(width * (side / height) / patch) * patch
-    if min(size) < patch:
-        raise BadRequest(f"an image of {height} x {width} is too narrow: less than a patch of {patch} would be left")
-    return size
+from riverrun.models.geometry.fitting import Fit, fitting
 
 
 def prepare(image: Image.Image | np.ndarray, side: int = 518, patch: int = 14, fit: Fit = "crop") -> Tensor:
@@ -45,12 +19,13 @@ def prepare(image: Image.Image | np.ndarray, side: int = 518, patch: int = 14, f
     if picture.mode == "RGBA":
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
     picture = picture.convert("RGB")
-    height, width = _resized(picture.height, picture.width, side, patch, fit)
+    laid = fitting(picture.height, picture.width, side, patch, fit)
+    height, width = laid.resized
     resized = picture.resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # (3, h, w)
-    if fit == "crop" and height > side:
-        top = (height - side) // 2
-        return pixels[:, top : top + side]
+    if height > laid.inside[0]:
+        top = -laid.offset[0]
+        return pixels[:, top : top + laid.inside[0]]
     return centred(pixels, side, side) if fit == "pad" else pixels
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from riverrun.models.geometry.fitting import network_size
 from riverrun.models.geometry.infinitevggt_state import InfiniteVGGTParams
-from riverrun.models.geometry.preprocess import network_size
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGTConfig, rolling_stream
 from riverrun.models.wan.sizes import SessionBytes

@@ -18,9 +18,10 @@ from torch import Tensor
 from riverrun.kernels.policies import Full, smallest_total
 from riverrun.models.base import BadRequest, Chunk, Corrupt, parse_params
 from riverrun.models.geometry import metrics, poses
+from riverrun.models.geometry.fitting import network_size
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 from riverrun.models.geometry.infinitevggt_state import InfiniteVGGTParams, InfiniteVGGTState
-from riverrun.models.geometry.preprocess import network_size, prepare
+from riverrun.models.geometry.preprocess import prepare
 from riverrun.models.geometry.sizes import geometry_session, infer_vggt
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, VGGTConfig, open_stream

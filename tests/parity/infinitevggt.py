@@ -16,9 +16,10 @@ from torch import Tensor
 from riverrun.kernels.cache import CacheSpec, KVCache
 from riverrun.kernels.policies import DiverseKeys, Full, PlannedPolicy, adaptive_budgets, diverse_rows
 from riverrun.models.geometry import dpt, metrics, poses, vggt
+from riverrun.models.geometry.fitting import network_size
 from riverrun.models.geometry.layers import turned
 from riverrun.models.geometry.memory import GeometryStream
-from riverrun.models.geometry.preprocess import network_size, prepare, prepare_all
+from riverrun.models.geometry.preprocess import prepare, prepare_all
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig
 from riverrun.models.weights import load_strict
