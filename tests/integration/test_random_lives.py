@@ -60,7 +60,7 @@ def lived(stubs, draw, sessions, crash_every):
 @pytest.mark.parametrize(
     ("sessions", "crash_every"),
     [
-        pytest.param(30, 25, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+        pytest.param(30, 25, marks=[pytest.mark.timeout(600)]),
         pytest.param(500, 60, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
