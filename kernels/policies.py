@@ -93,10 +93,13 @@ class SinkWindow:
 
     Appending beyond capacity evicts the oldest slots behind the sink, just as many as are needed. Overwriting never
     touches the sink, unless the stream is at its start or `rewrite_sink` is given (LongLive's global_sink false).
+
+    sees_unfilled: a sink not yet filled is seen as zeros (longlive.md §15.3, the official code's quirk).
     """
 
     capacity: int
     sink: int = 0
+    sees_unfilled: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.sink < self.capacity:
@@ -112,7 +115,7 @@ class SinkWindow:
         first = stop - new
         again = start > 0 and end <= cursor  # block 0 has start 0: it writes the sink each time, so the sink is clean
         write = max(first, self.sink) if again and not rewrite_sink else first
-        attend = ((0, max(stop, self.sink)),)  # a sink not yet filled is seen as zeros: the official code's quirk
+        attend = ((0, max(stop, self.sink if self.sees_unfilled else 0)),)
         skip = min(write - first, new)
         return Plan(stop, max(cursor, end), write, attend, skip, keep=self.sink, evict=evict)
 

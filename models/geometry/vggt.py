@@ -9,18 +9,26 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from riverrun.kernels.cache import CacheSpec, KVCache
-from riverrun.kernels.policies import DiverseKeys, PlannedPolicy, SinkWindow
+from riverrun.kernels.policies import DiverseKeys, Full, PlannedPolicy, SinkWindow, smallest_total
 from riverrun.models.geometry.aggregator import Aggregator
 from riverrun.models.geometry.camera import CameraHead
 from riverrun.models.geometry.dpt import DPTHead
 from riverrun.models.geometry.embedder import DinoEmbedder
 from riverrun.models.geometry.memory import ClipMemory, GeometryStream, pose_memory, token_memory
 from riverrun.models.geometry.tracker import TrackConfig, TrackHead
+
+TokenMemory = Literal["diverse_keys", "sink_window", "full"]
+"""What the global blocks remember: rows unlike each other (InfiniteVGGT), the first frame and the newest ones, or all
+until the budget is full, which is an error then (StreamVGGT)."""
+
+CameraMemory = Literal["sink_window", "full"]
+"""What the camera trunk remembers: the first frame and the newest ones, or all (official) until they are too many."""
 
 PAGE = 64
 """Slots in a page of the rolling memory."""
@@ -178,8 +186,32 @@ def rolling_stream(
     camera_frames: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    *,
+    memory: TokenMemory = "diverse_keys",
+    camera_memory: CameraMemory = "sink_window",
 ) -> GeometryStream:
-    """An empty bounded memory for frames of that (height, width) in the network. Nothing is allocated on "meta"."""
-    rows = config.camera_iterations  # of a frame in the camera trunk's cache
-    tokens = DiverseKeys(total_budget, config.depth, config.tokens(*size))
-    return open_stream(config, tokens, SinkWindow(rows * camera_frames, sink=rows), dtype, device)
+    """An empty bounded memory for frames of that (height, width) in the network. Nothing is allocated on "meta".
+
+    total_budget: rows a head may hold over all layers, under any policy. camera_frames: of the camera trunk's.
+    """
+    frame, rows = config.tokens(*size), config.camera_iterations  # rows of a frame, there and in the camera trunk
+    poses = _window(rows * camera_frames, rows) if camera_memory == "sink_window" else Full(rows * camera_frames)
+    return open_stream(config, _token_policy(config, frame, total_budget, memory), poses, dtype, device)
+
+
+def least_budget(config: VGGTConfig, frame: int, memory: TokenMemory) -> int:
+    """The smallest total_budget for frames of `frame` tokens: their first stays; a window holds one more."""
+    if memory == "diverse_keys":
+        return smallest_total(config.depth, frame)
+    return config.depth * frame * (2 if memory == "sink_window" else 1)
+
+
+def _token_policy(config: VGGTConfig, frame: int, total: int, memory: TokenMemory) -> PlannedPolicy:
+    if memory == "diverse_keys":
+        return DiverseKeys(total, config.depth, frame)
+    rows = total // config.depth // frame * frame  # whole frames, as many in each layer
+    return _window(rows, frame) if memory == "sink_window" else Full(rows)
+
+
+def _window(slots: int, frame: int) -> SinkWindow:
+    return SinkWindow(slots, sink=frame, sees_unfilled=False)
