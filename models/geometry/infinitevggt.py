@@ -2,12 +2,14 @@
 
 Paper: arXiv 2601.02281. StreamVGGT's weights and attention to the past, with the past bounded by `DiverseKeys`.
 Everything is in the axes of the stream's first camera (OpenCV), up to one unknown scale; maps are of the size the
-frames have in the network, and so are the fields of view.
+frames have in the network, and so are the fields of view. The picture as the network saw it goes out with them. Frames
+may change their size where they keep that in the network; else a new stream must begin, since the rows of a frame in
+the memory are a fixed number.
 
 State, with bytes at released size (518 x 392, 1041 tokens a frame, default parameters):
 - tokens: keys (after norm and RoPE) and values of the 24 global blocks, at most 1,200,000 rows a head in all and one
   frame a layer in passing: 10.0 GB in float32, 5.0 GB in bfloat16 (official autocast has keys in float32 there).
-  Policy `DiverseKeys`, after the official code (not the paper, whose temperature and budget differ).
+  Policy `DiverseKeys`, after the official code (not the paper, whose temperature and budget differ), or another.
 - scores: float32 [24], how alike each layer's keys were when it was last pruned; they share out the rows.
 - poses: keys and values of the camera head's 4 trunk layers, 4 rows a frame: 268 MB for 1024 frames. Policy
   `SinkWindow`; the bound is ours, the official cache grows for ever.
@@ -29,7 +31,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riverrun.kernels.policies import smallest_total
 from riverrun.models.base import (
     BadRequest,
     Chunk,
@@ -50,7 +51,15 @@ from riverrun.models.geometry.infinitevggt_state import (
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import prepare
 from riverrun.models.geometry.tracker import TrackConfig
-from riverrun.models.geometry.vggt import VGGT, Geometry, VGGTConfig, rolling_stream
+from riverrun.models.geometry.vggt import (
+    VGGT,
+    CameraMemory,
+    Geometry,
+    TokenMemory,
+    VGGTConfig,
+    least_budget,
+    rolling_stream,
+)
 from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.state import Waiting, check_frames, frames_of, reading, rewriting
@@ -111,6 +120,7 @@ class InfiniteVGGT(StreamModel):
         return Description(
             inputs=(Port("frames", Kind.FRAMES),),
             outputs=(
+                Port("image", Kind.FRAMES),
                 Port("depth", Kind.DEPTH),
                 Port("points", Kind.POINTS),
                 Port("camera", Kind.CAMERA),
@@ -133,11 +143,14 @@ class InfiniteVGGT(StreamModel):
         if chunk.port != "frames":
             raise BadRequest(f"InfiniteVGGT takes a port 'frames', got {chunk.port!r}")
         _, height, width, _ = check_frames(chunk).shape
-        size = (height, width)
         if state.size is None:
-            self._begin(state, size)
-        elif size != state.size:
-            raise BadRequest(f"this stream's frames are {state.size[0]} x {state.size[1]}, got {height} x {width}")
+            self._begin(state, (height, width))
+        elif (size := self._network_size(state.params, (height, width))) != state.size:
+            raise BadRequest(
+                f"frames of {height} x {width} are {size[0]} x {size[1]} in the network, this stream's are "
+                f"{state.size[0]} x {state.size[1]} there: begin a new stream for them"
+            )
+        self._check_room(state, chunk.frames)
         state.waiting.extend(frames_of(chunk))
 
     def ready(self, state: InfiniteVGGTState) -> bool:
@@ -146,17 +159,17 @@ class InfiniteVGGT(StreamModel):
     def batch_key(self, state: InfiniteVGGTState) -> Any:
         if state.size is None:
             return None
-        return (*self._network_size(state.params, state.size), state.params.points)
+        return (*state.size, state.params.points, state.params.memory == "diverse_keys")
 
     @torch.no_grad()
     def step(self, states: Sequence[InfiniteVGGTState]) -> list[list[Chunk]]:
         """One frame each, in one batch; attention session by session, each over its own memory."""
         with rewriting(states):
-            images = torch.stack([self._prepared(state) for state in states]).to(self.device)
+            images = torch.stack([self._prepared(state) for state in states])
             streams = [state.stream for state in states if state.stream is not None]
             from_head = states[0].params.points == "head"
-            result = self.model.frame(images, streams, points=from_head)
-            outputs = self._outputs(result, *images.shape[2:])
+            result = self.model.frame(images.to(self.device), streams, points=from_head)
+            outputs = {"image": _pixels(images)} | self._outputs(result, *images.shape[2:])
             return [self._emit(state, outputs, row) for row, state in enumerate(states)]
 
     def restore(self, params: InfiniteVGGTParams, snapshot: Snapshot) -> InfiniteVGGTState:
@@ -168,11 +181,9 @@ class InfiniteVGGT(StreamModel):
     def _fill(self, state: InfiniteVGGTState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
         if meta["size"] is not None:
             size = (meta["size"][0], meta["size"][1])
-            if state.size is None:
-                self._begin(state, size)
-            if size != state.size:
-                raise ValueError(f"its frames are {size}, the parameters say {state.size}")
-            assert state.stream is not None
+            if state.size not in (None, size):
+                raise ValueError(f"its frames are {size} in the network, the parameters say {state.size}")
+            state.size, state.stream = size, self._stream(state.params, size, self.device)
             state.stream.tokens.restore(meta["tokens"], below(tensors, "tokens/"))
             state.stream.poses.restore(meta["poses"], below(tensors, "poses/"))
             state.stream.scores = tensors["scores"]
@@ -213,19 +224,35 @@ class InfiniteVGGT(StreamModel):
 
     def _begin(self, state: InfiniteVGGTState, size: tuple[int, int]) -> None:
         """Makes the memory for frames of that size. Raises BadRequest if the budget is too small for them."""
-        height, width = self._network_size(state.params, size)
-        tokens = self.config.tokens(height, width)
-        least = smallest_total(self.config.depth, tokens)
+        inside = self._network_size(state.params, size)
+        tokens = self.config.tokens(*inside)
+        least = least_budget(self.config, tokens, cast(TokenMemory, state.params.memory))
         if state.params.total_budget < least:
             raise BadRequest(
                 f"total_budget must be at least {least}, so that each of {self.config.depth} layers can hold the first "
                 f"frame's {tokens} tokens, got {state.params.total_budget}"
             )
-        state.size, state.stream = size, self._stream(state.params, (height, width), self.device)
+        state.size, state.stream = inside, self._stream(state.params, inside, self.device)
+
+    def _check_room(self, state: InfiniteVGGTState, frames: int) -> None:
+        """Raises BadRequest where a memory that forgets nothing could not hold so many more frames."""
+        assert state.size is not None
+        params, stop = state.params, state.frames + len(state.waiting) + frames
+        whole = params.total_budget // self.config.depth // self.config.tokens(*state.size)
+        for name, most in (("memory", whole), ("camera_memory", params.camera_frames)):
+            if getattr(params, name) == "full" and stop > most:
+                raise BadRequest(f"{name} 'full' holds {most} frames within its bound, this stream has {stop}")
 
     def _stream(self, params: InfiniteVGGTParams, size: tuple[int, int], device: torch.device | str) -> GeometryStream:
+        bounds = params.total_budget, params.camera_frames
+        memory, camera = cast(TokenMemory, params.memory), cast(CameraMemory, params.camera_memory)
         with room(self.device):
-            return rolling_stream(self.config, size, params.total_budget, params.camera_frames, self.dtype, device)
+            return rolling_stream(self.config, size, *bounds, self.dtype, device, memory=memory, camera_memory=camera)
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """images [N, 3, H, W] in 0..1 -> uint8 [N, H, W, 3]."""
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def vggt_sizes(path: str | None) -> VGGTConfig:

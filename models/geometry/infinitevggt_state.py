@@ -12,10 +12,11 @@ import torch
 from riverrun.models.base import BadRequest, Snapshot
 from riverrun.models.geometry.fitting import Fit
 from riverrun.models.geometry.memory import GeometryStream
+from riverrun.models.geometry.vggt import CameraMemory, TokenMemory
 from riverrun.models.snapshot import to_arrays
 from riverrun.models.state import Waiting, check_kind, refuse_snapshot
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 MOST_ROWS = 100_000_000
 """Of any cache here: what it costs is told, and refused, before anything is allocated."""
@@ -28,16 +29,19 @@ class InfiniteVGGTParams:
     """What a session may ask for.
 
     height, width: pixels of the frames that will come; default: the first frame's, and what a session costs is then
-    told for the largest. total_budget: rows a head may remember over all layers. camera_frames: frames that the
-    camera head remembers, the first one always among them; official code never forgets, so poses are the official
-    ones for that many frames. fit: see `fitting.Fit`. points: from the point head, or from depth and camera
-    (VGGT's authors call that the more accurate); the confidence is that of their source.
+    told for the largest. total_budget: rows a head may remember over all layers. memory: which, see
+    `vggt.TokenMemory`. camera_frames: frames that the camera head remembers, the first one always among them;
+    official code never forgets, so poses are the official ones for that many frames. camera_memory: "sink_window", or
+    "full", which takes no more frames than those. fit: see `fitting.Fit`. points: from the point head, or from depth
+    and camera (VGGT's authors call that the more accurate); the confidence is that of their source.
     """
 
     height: int | None = None
     width: int | None = None
     total_budget: int = 1_200_000
+    memory: str = "diverse_keys"
     camera_frames: int = 1024
+    camera_memory: str = "sink_window"
     fit: str = "crop"
     points: str = "head"
 
@@ -50,7 +54,8 @@ class InfiniteVGGTParams:
             raise BadRequest(
                 f"camera_frames must be 2..{MOST_ROWS}, the first and the current, got {self.camera_frames}"
             )
-        for name, allowed in {"fit": get_args(Fit), "points": get_args(PointSource)}.items():
+        choices = {"fit": Fit, "points": PointSource, "memory": TokenMemory, "camera_memory": CameraMemory}
+        for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in allowed:
                 raise BadRequest(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
@@ -59,8 +64,8 @@ class InfiniteVGGTParams:
 class InfiniteVGGTState:
     """One session; see `snapshot` for what is kept.
 
-    size: (height, width) of its input frames, once known; stream: its memory, from then on. waiting: frames pushed
-    and not used. frames: those used. is_broken: a step failed half-way, only a restored snapshot can go on.
+    size: (height, width) of its frames in the network, once known; stream: its memory, from then on. waiting: frames
+    pushed and not used. frames: those used. is_broken: a step failed half-way, only a restored snapshot can go on.
 
     It can't go back to before a step but by a copy of itself, since a frame chooses anew among all rows; so it shares
     no step in the service.

@@ -35,7 +35,7 @@ SIZE, INSIDE = (28, 42), (42, 56)  # of the frames, and in the network
 TOKENS = TINY.tokens(*INSIDE)  # 17
 BUDGET = smallest_total(TINY.depth, TOKENS)  # 269: five frames a layer
 WINDOW = 6
-OUTPUTS = ("depth", "points", "camera", "confidence")
+OUTPUTS = ("image", "depth", "points", "camera", "confidence")
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +130,12 @@ def test_counts_and_clock(model: InfiniteVGGT) -> None:
         assert tuple(chunk.port for chunk in chunks) == OUTPUTS
         assert {(c.frames, c.first_frame, c.pts, c.frame_ticks) for c in chunks} == {(1, t, 9000 * t, 9000)}
         shapes = [chunk.data.shape for chunk in chunks]
-        assert shapes == [(1, *INSIDE), (1, *INSIDE, 3), (1, 9), (1, *INSIDE)]
-        assert all(chunk.data.dtype == np.float32 and np.isfinite(chunk.data).all() for chunk in chunks)
-        assert (chunks[3].data > 1).all()
+        assert shapes == [(1, *INSIDE, 3), (1, *INSIDE), (1, *INSIDE, 3), (1, 9), (1, *INSIDE)]
+        image, *values = (chunk.data for chunk in chunks)
+        seen = prepare(video(t, 1).data[0], TINY.image).permute(1, 2, 0).numpy()
+        assert np.abs(image[0] / 255 - seen).max() < 0.5 / 255 + 1e-6
+        assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in values)
+        assert (chunks[4].data > 1).all()
     assert run(model, state, 10, 1)[0][0].revision == 1
     description = model.describe(state.params)
     assert tuple(port.name for port in description.outputs) == OUTPUTS
@@ -167,7 +170,7 @@ def test_a_stream_not_begun_is_restored(model: InfiniteVGGT) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"height": 27}, "its frames are"),
+        ({"height": 14}, "its frames are"),
         ({"total_budget": BUDGET + 1}, "does not fit"),
         ({"camera_frames": 5}, "does not fit"),
     ],
@@ -194,20 +197,20 @@ def test_the_released_default_holds_the_largest_frame() -> None:
 def test_the_camera_s_bound_changes_nothing_before_it_is_reached(model: InfiniteVGGT) -> None:
     bounded, free = model.open(params(camera_frames=4), 0), model.open(params(camera_frames=100), 0)
     pairs = list(zip(run(model, bounded, 0, 8), run(model, free, 0, 8), strict=True))
-    assert [np.array_equal(a[2].data, b[2].data) for a, b in pairs] == [True] * 4 + [False] * 4
+    assert [np.array_equal(a[3].data, b[3].data) for a, b in pairs] == [True] * 4 + [False] * 4
     kept, whole = (state.stream.poses.slots("v", 0)[:, : state.stream.poses.lengths[0]] for state in (bounded, free))
     assert kept.shape[1] == 16
     assert torch.equal(kept[:, :4], whole[:, :4])  # the first frame stays
 
 
 def test_points_from_depth_and_camera(model: InfiniteVGGT) -> None:
-    depth, points, camera, confidence = run(model, model.open(params(points="depth"), 0), 0, 1)[0]
+    _, depth, points, camera, confidence = run(model, model.open(params(points="depth"), 0), 0, 1)[0]
     head = run(model, model.open(params(), 0), 0, 1)[0]
     matrices = poses.matrices(torch.from_numpy(camera.data), *INSIDE)
     expected = poses.world_points(torch.from_numpy(depth.data), *matrices)
     torch.testing.assert_close(torch.from_numpy(points.data), expected.float())
-    assert np.array_equal(camera.data, head[2].data)
-    assert not np.array_equal(confidence.data, head[3].data)
+    assert np.array_equal(camera.data, head[3].data)
+    assert not np.array_equal(confidence.data, head[4].data)
 
 
 def test_a_clip_at_once_equals_the_stream_s_tokens(model: InfiniteVGGT) -> None:
@@ -261,6 +264,8 @@ def test_loading_is_strict_with_the_tracker_or_without(folder: Path, tmp_path: P
         ({"total_budget": 10**12}, "total_budget must be 1"),
         ({"fit": "stretch"}, "fit must be one of crop, pad"),
         ({"points": "both"}, "points must be one of head, depth"),
+        ({"memory": "all"}, "memory must be one of diverse_keys, sink_window, full"),
+        ({"camera_memory": "diverse_keys"}, "camera_memory must be one of sink_window, full"),
         ({"budget": 5}, "unknown parameter 'budget'"),
     ],
 )
@@ -275,7 +280,7 @@ def test_wrong_inputs(model: InfiniteVGGT) -> None:
         model.push(state, dataclasses.replace(video(0, 1), data=np.zeros((1, *SIZE, 3), np.float32)))
     with pytest.raises(BadRequest, match="takes a port 'frames', got 'text'"):
         model.push(state, dataclasses.replace(video(0, 1), port="text"))
-    with pytest.raises(BadRequest, match="this stream's frames are 28 x 42, got 42 x 42"):
+    with pytest.raises(BadRequest, match="42 x 42 are 56 x 56 in the network, this stream's are 42 x 56 there"):
         model.push(state, video(0, 1, size=(42, 42)))
     with pytest.raises(BadRequest, match="too narrow"):
         model.open(params(height=2, width=100), 0)
@@ -285,6 +290,41 @@ def test_wrong_inputs(model: InfiniteVGGT) -> None:
     with pytest.raises(BadRequest, match="sides above 0"):
         model.open(params(height=0, width=0), 0)
     assert not state.waiting
+
+
+def test_frames_of_another_size_go_on_where_they_look_alike_inside(model: InfiniteVGGT) -> None:
+    state = model.open(params(), 0)
+    run(model, state, 0, 1)
+    model.push(state, video(1, 1, size=(56, 84)))
+    assert model.step([state])[0][0].data.shape == (1, *INSIDE, 3)
+
+
+@pytest.mark.parametrize("values", [{"memory": "full"}, {"camera_memory": "full"}])
+def test_a_memory_that_forgets_nothing_says_when_it_is_full(model: InfiniteVGGT, values: dict) -> None:
+    budget = 4 * TINY.depth * TOKENS + 5 if "memory" in values else 10 * BUDGET
+    state = model.open(params(total_budget=budget, **values), 0)
+    free = model.open(params(total_budget=10 * BUDGET, camera_frames=100), 0)
+    assert same(*(run(model, s, 0, 3)[-1] for s in (state, free)))
+    with pytest.raises(BadRequest, match="'full' holds 4 frames within its bound, this stream has 5"):
+        run(model, state, 3, 2)
+    run(model, state, 3, 1)
+    twin = model.restore(state.params, state.snapshot())
+    assert twin.stream.tokens.lengths == state.stream.tokens.lengths
+
+
+def test_a_window_keeps_the_first_frame_and_the_newest(model: InfiniteVGGT) -> None:
+    window, whole = (
+        model.open(params(memory=memory, total_budget=frames * TINY.depth * TOKENS), 0)
+        for memory, frames in (("sink_window", 3), ("full", 6))
+    )
+    for state in (window, whole):
+        run(model, state, 0, 6)
+    kept, rows = (state.stream.tokens.slots("v", 0) for state in (window, whole))
+    assert window.stream.tokens.lengths == [3 * TOKENS] * TINY.depth
+    assert torch.equal(kept[:, :TOKENS], rows[:, :TOKENS])
+    assert torch.equal(kept[:, TOKENS : 3 * TOKENS], rows[:, 4 * TOKENS : 6 * TOKENS])  # layer 0 has seen no past
+    with pytest.raises(BadRequest, match=f"at least {2 * TINY.depth * TOKENS}"):
+        model.open(params(memory="sink_window", total_budget=2 * TINY.depth * TOKENS - 1), 0)
 
 
 def test_sizes_in_the_network() -> None:
