@@ -267,8 +267,10 @@ class SessionHost:
     async def live(self, session: str) -> Hosted:
         """The session. Raises NotFound, SessionEnded, Unavailable (it is another gateway's)."""
         hosted = self._hosted.get(session)
-        if hosted and hosted.runner.state.runs:
+        if hosted and hosted.runner.state.runs and not await self._is_lost(hosted):
             return hosted
+        if hosted and isinstance(hosted.runner.fault, Conflict):  # another gateway's by now: what is true is stored
+            hosted = None
         record = hosted.runner.record if hosted else await self.record(session)
         if record.state.ended:
             raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")

@@ -122,6 +122,16 @@ def test_a_suspended_session_can_be_ended(gateways):
     assert others.close(session.session_id).state == pb.SESSION_STATE_CLOSED
 
 
+def test_a_gateway_that_has_lost_a_session_and_does_not_know_it_ends_it_all_the_same(gateways):
+    stubs, others = gateways
+    session = stubs.create(graph="two", params=PARAMS["two"], seed=5)
+    viewer = Viewer(session).connect(stubs).read(20).leave().connect(others).read(40)
+    others.sessions.Suspend(pb.SuspendSessionRequest(session_id=session.session_id), timeout=DEADLINE_S)
+    viewer.leave()
+    assert stubs.close(session.session_id).state == pb.SESSION_STATE_CLOSED
+    assert others.get(session.session_id).state == pb.SESSION_STATE_CLOSED
+
+
 def test_stages_move_while_frames_flow(gateways, code):
     stubs, _ = gateways
     wanted = undisturbed(stubs, "two", 100)
