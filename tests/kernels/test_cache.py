@@ -76,7 +76,7 @@ def test_snapshot_of_another_spec_is_refused() -> None:
     with pytest.raises(ValueError, match=r"cross.*self"):
         cache.restore(*other.snapshot())
     wider = KVCache(SPEC, SinkWindow(12, 3))
-    with pytest.raises(ValueError, match=r"SinkWindow\(capacity=12, sink=3, sees_unfilled=True\), this one is Full\(capacity=8"):
+    with pytest.raises(ValueError, match=r"SinkWindow\(capacity=12, .*\), this one is Full\(capacity=8"):
         cache.restore(*wider.snapshot())
 
 
