@@ -97,7 +97,7 @@ def test_contracts_need_no_torch() -> None:
 
 def test_every_import_is_declared() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    optional = extras["gpu"] + extras["viz"] + extras["otel"]
+    optional = extras["gpu"] + extras["viz"] + extras["geometry"] + extras["otel"]
     declared = [Requirement(text) for text in PROJECT["project"]["dependencies"] + optional]
     names: set[str] = {canonicalize_name(requirement.name) for requirement in declared}
     names |= {"triton"}  # comes with a CUDA build of torch
