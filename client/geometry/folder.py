@@ -117,7 +117,8 @@ class GeometryFolder:
         name, picture, intrinsics = f"{view.number:06d}.png", view.image, view.intrinsics
         if view.original is not None:
             picture = view.original
-            intrinsics = intrinsics.of_original(fitting(*picture.shape[:2], side=view.image.shape[1], fit=self._fit))
+            height, width = picture.shape[:2]
+            intrinsics = intrinsics.of_original(fitting(height, width, side=view.image.shape[1], fit=self._fit))
         Image.fromarray(picture).save(self.path / "colmap" / "images" / name, compress_level=1)
         model.add(name, view.camera, intrinsics)
 
