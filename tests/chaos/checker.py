@@ -16,7 +16,8 @@ HICCUP = 2.0
 
 @dataclass(frozen=True)
 class Got:
-    """One frame as a client got it. at: seconds of the monotonic clock; sha: of its bytes."""
+    """One frame as a client got it. at: seconds of the monotonic clock; sha: of its bytes. off: its largest difference
+    from the undisturbed run's, where that is asked for."""
 
     number: int
     pts: int
@@ -24,6 +25,8 @@ class Got:
     sha: str
     at: float
     chunk: int = 0
+    port: str = "frames"
+    off: float = 0.0
 
 
 Expected = Callable[[Got], tuple[int, int, str]]
@@ -44,8 +47,15 @@ class Faults:
         return Faults(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def judge(got: Sequence[Got], expected: Expected, frames: int | None = None) -> Faults:
-    """frames: so many there must be; None: the session was still running, so those up to the last one."""
+def judge(
+    got: Sequence[Got], expected: Expected, frames: int | None = None, ports: Sequence[str] = ("frames",)
+) -> Faults:
+    """frames: so many there must be on each of `ports`; None: the session was still running, so those up to the last
+    one."""
+    return sum((_judge([g for g in got if g.port == port], expected, frames) for port in ports), Faults())
+
+
+def _judge(got: Sequence[Got], expected: Expected, frames: int | None) -> Faults:
     numbers = [each.number for each in got]
     due = range(frames if frames is not None else max(numbers, default=-1) + 1)
     counts = Counter(numbers)
@@ -62,7 +72,8 @@ def first_changed(got: Sequence[Got], expected: Expected) -> str:
     """The first frame that is not as it should be, in a line; empty if there is none."""
     for each in got:
         if (each.pts, each.revision, each.sha) != (due := expected(each)):
-            return f"frame {each.number}: {(each.pts, each.revision, each.sha[:8])}, should be {(*due[:2], due[2][:8])}"
+            said = (each.pts, each.revision, each.sha[:8])
+            return f"{each.port} frame {each.number}: {said}, should be {(*due[:2], due[2][:8])}"
     return ""
 
 

@@ -48,6 +48,18 @@ class KillActor:
         return kill_actor(world, busy_actor(world))
 
 
+class KillModel:
+    kind = "all actors of a model killed"
+
+    def inject(self, world: World) -> Blow:
+        """So that none is left to go on at once."""
+        model = busy_actor(world).model
+        actors = world.actors(model)
+        blow = Blow(f"actors of {model}", world.on_actors([actor.incarnation for actor in actors]), is_warm=False)
+        kill(actor.pid for actor in actors)
+        return blow
+
+
 class KillGateway:
     kind = "gateway killed"
 
@@ -169,7 +181,7 @@ class DamageBlob:
         return f"blob {self.how}, actor killed"
 
     def inject(self, world: World) -> Blow:
-        actor = busy_actor(world, "mortal")
+        actor = busy_actor(world)
         victims = world.on_actors([actor.incarnation])
         blobs = [blob for viewer in victims for blob in newest_blobs(world, viewer, actor.incarnation)]
         if not blobs:

@@ -63,15 +63,14 @@ class KillInMigration:
 
 def _pair(world: World) -> tuple[pb.ActorStatus, pb.ActorStatus, Viewer, str]:
     """A stage with its actor, and another actor that could have it."""
-    actors = {actor.incarnation: actor for actor in world.actors("mortal")}
-    if len(actors) < 2:
-        raise NotNow("a migration takes two actors")
+    actors = {actor.incarnation: actor for actor in world.actors()}
     records = list(world.records().items())
     for viewer, record in world.random.sample(records, len(records)):
         for stage, place in record["placement"].items():
-            if source := actors.get(place["incarnation"]):
-                target = next(actor for actor in actors.values() if actor is not source)
-                return source, target, viewer, stage
+            source = actors.get(place["incarnation"])
+            others = [a for a in actors.values() if source and a is not source and a.model == source.model]
+            if source and others:
+                return source, others[0], viewer, stage
     raise NotNow("no stage can be moved")
 
 

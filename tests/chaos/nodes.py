@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,9 +28,6 @@ HEALTH = {
 }
 """Ray's own values are 5000, 3000, 10000 and 5: a dead node would be noticed after 13 to 16 s."""
 
-SPOTS = ("mortal", "longlive-world")
-"""Models, of each of which a node takes one actor, so that they spread."""
-
 STORE_BYTES = 150 << 20
 TRIES = 3
 """A node that is started while the machine is very busy may give up on itself."""
@@ -48,10 +45,11 @@ class Node:
 
 
 class Nodes:
-    """A head for gateways and controller, and `count` nodes for stage actors."""
+    """A head for gateways and controller, and `count` nodes for stage actors. models: a node takes one actor of each,
+    so that they spread."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder, self._count, self._made = folder, count, 0
+    def __init__(self, folder: Path, count: int, models: Sequence[str]) -> None:
+        self._folder, self._count, self._models, self._made = folder, count, models, 0
         self.workers: list[Node] = []
         spawn = multiprocessing.get_context("spawn")
         self._pipe, other = spawn.Pipe()
@@ -67,7 +65,7 @@ class Nodes:
     def refill(self) -> None:
         """As many nodes as at first."""
         while len(self.workers) < self._count:
-            self.workers.append(self._add(dict.fromkeys(SPOTS, 1)))
+            self.workers.append(self._add(dict.fromkeys(self._models, 1)))
 
     def _add(self, resources: Mapping[str, float]) -> Node:
         self._made += 1

@@ -35,8 +35,12 @@ def _totals(result: Mapping[str, Any], totals: Mapping[str, Any]) -> list[str]:
         f"{totals['frames']} frames, {totals['reconnects']} reconnects.",
         f"Frames lost {totals['lost']}, duplicated {totals['duplicated']}, out of order {totals['disordered']}, "
         f"unlike the undisturbed run {totals['changed']}; sessions lost {len(totals['failures'])}.",
+        f"Inputs that clients sent again {totals['inputs sent again']}.",
         f"Time between chunks: {chunks}.",
     ]
+    if result["batched"]:
+        most = max(totals["largest difference"].items(), key=lambda item: item[1], default=("none", 0.0))
+        lines.append(f"Steps were shared; largest difference of a pixel or value {most[1]:g} ({most[0]}).")
     if result["broken"]:
         lines.append(f"The run could not go on: {result['broken']}")
     return [*lines, *(f"- {failure}" for failure in totals["failures"])]

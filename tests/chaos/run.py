@@ -3,7 +3,8 @@
     python -m tests.chaos.run --faults 200 --seed 1 --json chaos.json
 
 Real processes on one machine: a Ray cluster of a head and three nodes, two gateways, a valkey server, checkpoints in a
-folder that all nodes see; six clients that stream without end and connect again wherever they can.
+folder that all nodes see; a client for each workload, which streams without end and connects again wherever it can.
+Times that are waited for are those of an idle machine (`processes.Stopwatch`).
 """
 
 from __future__ import annotations
@@ -37,27 +38,33 @@ from .faults import (
     KillController,
     KillGateway,
     KillHead,
+    KillModel,
     KillNode,
     RestartStore,
     RestartStoreThenGateway,
     StoreAwayAndActor,
 )
 from .migrating import STEPS, WHO, KillInMigration
-from .processes import adopt_orphans, end_all
+from .processes import Stopwatch, adopt_orphans, end_all
 from .report import table
-from .viewers import Audience, Viewer, Workload, synthetic, undisturbed
+from .services import Setup
+from .viewers import Audience, Viewer, undisturbed
+from .workloads import Workload, made_up, picked, short, tables
 from .world import NotNow, World
 
 log = logging.getLogger("chaos")
 RECOVER_S = 240.0
 TRIES = 5
+CROWD = 4
+"""Clients of each workload, where steps are shared: two on each actor of a model."""
+
 NEW_FRAMES = 32
 """So many must come after a fault before a client counts as served again: more than can be under way."""
-PROMPT = "a large red ball on green grass at noon"
 
 OFTEN: list[Fault] = [KillActor(), KillGateway(), KillNode(), DamageBlob("truncated"), DamageBlob("bit-flipped")]
 EACH: list[Fault] = [
     FreezeNode(),
+    KillModel(),
     KillController(),
     RestartStore("all"),
     RestartStore("nothing"),
@@ -93,20 +100,16 @@ class Row:
     note: str = ""
 
 
-def workloads(is_short: bool) -> list[Workload]:
-    if is_short:
-        return [
-            synthetic("source, steered", 1, 1600, seed=12, step_ms=40, steered=True),
-            synthetic("chain of two", 2, 400, seed=13, step_ms=40),
-            Workload("tiny LongLive", "generate", 160, seed=16, params={"prompt": PROMPT}),
-        ]
+def workloads(options: argparse.Namespace) -> list[Workload]:
+    """In batches several clients stream each, or there would be none to share a step with."""
+    chosen = short() if options.short else [*made_up(), *tables()]
+    works = picked(chosen, options.works)
+    if not options.batched:
+        return works
     return [
-        synthetic("source", 1, 1600, seed=11, step_ms=40),
-        synthetic("source, steered", 1, 1600, seed=12, step_ms=40, steered=True),
-        synthetic("chain of two", 2, 1600, seed=13, step_ms=40),
-        synthetic("chain of two, steered", 2, 1200, seed=14, step_ms=40, steered=True),
-        synthetic("chain of three", 3, 1600, seed=15, step_ms=40),
-        Workload("tiny LongLive", "generate", 480, seed=16, params={"prompt": PROMPT}),
+        dataclasses.replace(work, name=f"{work.name} #{n + 1}", seed=work.seed + 100 * n)
+        for work in works
+        for n in range(CROWD)
     ]
 
 
@@ -122,9 +125,10 @@ class Run:
     def __init__(self, world: World, works: Sequence[Workload]) -> None:
         self.world, self.rows, self.skipped, self.broken = world, list[Row](), 0, ""
         addresses = [gateway.address for gateway in world.gateways]
+        plain = [work for work in works if not work.steered]
+        known = undisturbed(plain, addresses[0], world.setup.is_batched)
         world.viewers = [
-            Viewer(work, work.computed if work.steered else undisturbed(work, addresses[0]), addresses, n % 2)
-            for n, work in enumerate(works)
+            Viewer(work, known.get(work.name, work.computed), addresses, n % 2) for n, work in enumerate(works)
         ]
         self.audience = Audience(world.viewers)
 
@@ -170,8 +174,8 @@ class Run:
 
     def _await_frames(self, viewers: Sequence[Viewer], since: float) -> None:
         """Returns when each has had new frames, or has failed, or the time is up."""
-        end = time.monotonic() + RECOVER_S
-        while time.monotonic() < end and any(not _is_served(v, since) for v in viewers) and not self._is_broken:
+        watch = Stopwatch()
+        while watch.read() < RECOVER_S and any(not _is_served(v, since) for v in viewers) and not self._is_broken:
             self.audience.check()
             time.sleep(0.1)
 
@@ -183,6 +187,8 @@ class Run:
             "sessions": sum(v.sessions for v in viewers),
             "frames": sum(v.frames for v in viewers),
             "reconnects": sum(v.reconnects for v in viewers),
+            "inputs sent again": sum(v.again for v in viewers),
+            "largest difference": {v.workload.name: v.off for v in viewers if v.off},
             "openings refused and repeated": sum(len(v.refused) for v in viewers),
             "failures": [line for v in viewers for line in v.lost],
             "chunk_s": {v.workload.name: round(v.chunk_s, 3) for v in viewers},
@@ -195,10 +201,12 @@ def _is_served(viewer: Viewer, since: float) -> bool:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     begun = time.monotonic()
-    world = World(folder, options.seed, options.own_blobs)
+    works = workloads(options)
+    blobs = "~/checkpoints" if options.own_blobs else str(folder / "blobs")
+    world = World(folder, options.seed, Setup(folder, blobs, works, options.batched))
     chosen = SHORT if options.short else [f for f in [*OFTEN, *EACH] if options.only and options.only in f.kind]
-    it = Run(world, workloads(options.short))
-    log.info("streams run after %.0f s", time.monotonic() - begun)
+    it = Run(world, works)
+    log.info("%d streams run after %.0f s", len(works), time.monotonic() - begun)
     try:
         it.break_things(schedule(chosen, world.random), options.faults, options.seconds)
     except (TimeoutError, RuntimeError) as error:  # what was counted up to here counts
@@ -212,6 +220,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "skipped": it.skipped,
         "broken": it.broken,
         "seed": options.seed,
+        "batched": options.batched,
         "seconds": round(time.monotonic() - begun),
     }
 
@@ -223,6 +232,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--works", default="", help="workloads whose names hold one of these, parted by semicolons")
+    parser.add_argument("--batched", action="store_true", help="steps are shared: numbers must be equal, pixels near")
     parser.add_argument("--short", action="store_true", help="the eight faults of `make test`")
     parser.add_argument("--own-blobs", action="store_true", help="each node keeps checkpoints for itself")
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and checkpoints")

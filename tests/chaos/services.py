@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from riverrun.protos import riverrun_pb2_grpc as rpc
 from riverrun.store.embedded import server_binary
 
 from .processes import free_port, kill, until
+from .tiny import MODELS, Tiny
+from .workloads import Workload
 
 HERE = Path(__file__).parent
 START_S = 180.0
@@ -73,50 +75,91 @@ class Store:
 
 @dataclass
 class Setup:
-    """Where the files of a run lie. blobs: the checkpoints' URI; chunks: a checkpoint every so many."""
+    """Where the files of a run lie. blobs: the checkpoints' URI; chunks: a checkpoint every so many; kind: of which.
+    is_batched: sessions share steps."""
 
     folder: Path
     blobs: str
+    works: Sequence[Workload]
+    is_batched: bool = False
     chunks: int = 8
+    kind: str = "exact"
     orders: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.orders = self.folder / "orders"
         self.orders.mkdir()
+        self._models = [path for model in self.models for path in self._model(model)]
+        self._graphs = {work.graph_name: self._graph(work) for work in self.works}
+
+    @property
+    def models(self) -> list[str]:
+        """That run in stage actors."""
+        return sorted({model for work in self.works for model in work.models})
 
     def write(self, store: Store, ray_address: str) -> Path:
         """The service's configuration, one for all gateways."""
-        mortal = {"name": "mortal", "class": "mortal:Mortal", "stage": "generation", "actor": _actor("mortal")}
-        mortal |= {"args": {"folder": str(self.orders)}, "search_path": str(HERE / "models")}
-        longlive = yaml.safe_load((HERE.parent.parent / "configs/models/longlive-world.yaml").read_text())
-        longlive |= {"actor": _actor("longlive-world")}
-        models = [self._yaml("mortal", mortal), self._yaml("longlive-world", longlive), "world-text"]
         service = {
             "redis_url": store.url,
             "ray_address": ray_address,
-            "models": models,
-            "graphs": [self._chain(n) for n in (1, 2, 3)],
-            "idle_timeout_s": 300.0,
+            "models": list(dict.fromkeys(self._models)),
+            "graphs": list(self._graphs.values()),
+            "idle_timeout_s": 1800.0,
             "drain_s": 0.2,
-            "checkpoints": {"uri": self.blobs, "shared": True, "chunks": self.chunks, "grace_s": 5.0},
+            "checkpoints": {
+                "uri": self.blobs,
+                "shared": True,
+                "chunks": self.chunks,
+                "grace_s": 5.0,
+                "kind": self.kind,
+            },
         }
         return Path(self._yaml("service", service))
 
-    def _chain(self, stages: int) -> str:
-        names = [f"s{n}" for n in range(stages)]
-        edges = [{"from": f"{a}.frames", "to": f"{b}.frames"} for a, b in pairwise(names)]
-        graph = {"name": f"chain{stages}", "stages": {n: {"model": "mortal"} for n in names}, "edges": edges}
-        return self._yaml(f"chain{stages}", graph | {"outputs": {"frames": f"{names[-1]}.frames"}})
+    def _model(self, name: str) -> list[str]:
+        """Its YAML, and that of its encoder."""
+        if name == "mortal":
+            about: dict[str, Any] = {"class": "riverrun.models.synthetic:Synthetic", "stage": "generation", "args": {}}
+        elif name in MODELS:
+            (weights := self.folder / f"weights-{name}").mkdir()
+            about = MODELS[name].write(weights)
+        else:
+            about = yaml.safe_load((HERE.parent.parent / f"configs/models/{name}.yaml").read_text())
+        about |= {
+            "name": name,
+            "class": "mortal:make",
+            "actor": self._actor(name),
+            "search_path": str(HERE / "models"),
+            "args": {"of": about["class"], "folder": str(self.orders), **about["args"]},
+        }
+        encoders = [self._encoder(MODELS[name])] if name in MODELS else [about.get("encoder")]
+        return [self._yaml(name, about), *filter(None, encoders)]
+
+    def _encoder(self, tiny: Tiny) -> str | None:
+        if tiny.encoder is None:
+            return None
+        rows, width = tiny.encoder
+        about = {
+            "name": tiny.prompts,
+            "class": "prompts:Drawn",
+            "stage": "encoder",
+            "args": {"rows": rows, "width": width},
+        }
+        return self._yaml(tiny.prompts, about | {"search_path": str(HERE / "models")})
+
+    def _actor(self, model: str) -> dict[str, Any]:
+        """Two actors, never on one node. They step every session by itself, so that frames can be compared bit by bit,
+        unless batches are what is looked at."""
+        limits = {"count": 2, "resources": {model: 1.0}, "max_sessions": 32}
+        return limits if self.is_batched else limits | {"max_batch": 1}
+
+    def _graph(self, work: Workload) -> str:
+        return self._yaml(f"graph-{work.graph_name}", {"name": work.graph_name, **work.graph})
 
     def _yaml(self, name: str, values: dict[str, Any]) -> str:
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
         return str(path)
-
-
-def _actor(model: str) -> dict[str, Any]:
-    """Two actors, never on one node, which step every session by itself: frames are compared bit by bit."""
-    return {"count": 2, "resources": {model: 1.0}, "max_sessions": 16, "max_batch": 1}
 
 
 class Gateway:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from .checker import Faults, Got, chunk_seconds, first_changed, judge, seconds_to_recover, sha
-from .viewers import synthetic
+from .workloads import synthetic
 
 
 def expected(got):

@@ -8,64 +8,27 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+import numpy as np
 
 from riverrun.client.aio import AsyncClient
 from riverrun.client.errors import Error, NoRoom, Unavailable
 from riverrun.client.stream import AsyncStream
 from riverrun.client.types import TICKS_PER_SECOND, Frame, Patience
-from riverrun.models.synthetic import source_frame
 from riverrun.protos import riverrun_pb2 as pb
 
 from .checker import Expected, Faults, Got, chunk_seconds, first_changed, judge, sha
+from .feeding import FedStream, Feed
+from .tiny import fed, row
+from .workloads import Workload, prompt_of
 
-PATIENCE = Patience(reconnect=240.0, ping=2.0, silence=8.0)
+PATIENCE = Patience(reconnect=1800.0, ping=2.0, silence=8.0)
+"""A client gives up later than the run does."""
+
 WINDOW = 8
-CHUNK_FRAMES, SIDE, FPS = 4, 32, 16.0
-STATE_BYTES = 200_000
 SWITCH_EVERY_S = 3.0
-
-
-@dataclass(frozen=True)
-class Workload:
-    """frames: of one session; then the next begins. steered: its prompt changes all the time, so that its frames are
-    checked against arithmetic and not against a run before."""
-
-    name: str
-    graph: str
-    frames: int
-    seed: int = 0
-    params: Mapping[str, Any] = field(default_factory=dict)
-    steered: bool = False
-    stages: int = 1
-
-    def undisturbed(self) -> Workload:
-        """The same frames as fast as they can be made."""
-        quick = {key: 0 if key.endswith("step_ms") else value for key, value in self.params.items()}
-        return Workload(self.name, self.graph, self.frames, self.seed, quick)
-
-    def computed(self, got: Got) -> tuple[int, int, str]:
-        """What a chain of synthetic stages must have made. Only for those."""
-        prompt = prompt_of(got.revision)
-        pixels = source_frame(self.seed, prompt, got.number // CHUNK_FRAMES, got.number, SIDE, SIDE)
-        ticks = round(TICKS_PER_SECOND / FPS)
-        return got.number * ticks, got.revision, sha(pixels if self.stages % 2 else 255 - pixels)
-
-
-def prompt_of(revision: int) -> str:
-    return f"prompt {revision}" if revision else "synthetic"
-
-
-def synthetic(name: str, stages: int, frames: int, seed: int, step_ms: float, steered: bool = False) -> Workload:
-    later = [f"s{n}" for n in range(1, stages)]
-    if stages == 1:
-        params: dict[str, Any] = {"step_ms": step_ms, "state_bytes": STATE_BYTES}
-    else:
-        params = {"s0.step_ms": step_ms, "s0.state_bytes": STATE_BYTES}
-        params |= {f"{n}.takes": CHUNK_FRAMES for n in later} | {f"{n}.state_bytes": STATE_BYTES for n in later}
-    return Workload(name, f"chain{stages}", frames, seed, params, steered, stages)
 
 
 @dataclass
@@ -81,13 +44,15 @@ class Life:
 class Viewer:
     """Streams until told to stop. addresses: of the gateways; one after the other gets the next session.
 
-    times: when each frame came, over all sessions. faults, sessions, lost: of the sessions that are over.
+    times: when each frame came, over all sessions. faults, sessions, lost: of the sessions that are over. off: the
+    largest difference from the undisturbed run. again: inputs that were sent more than once.
     """
 
     def __init__(self, workload: Workload, expected: Expected, addresses: Sequence[str], first: int = 0) -> None:
         self.workload = workload
         self.times: list[float] = []
         self.faults, self.sessions, self.frames, self.reconnects = Faults(), 0, 0, 0
+        self.off, self.again = 0.0, 0
         self.lost: list[str] = []
         self.refused: list[str] = []
         self._expected, self._chunks = expected, list[float]()
@@ -122,15 +87,14 @@ class Viewer:
                 await self._watch(stream)
 
     async def _open(self, rr: AsyncClient) -> AsyncStream:
-        work = self.workload
-        return await rr.stream(work.graph, seed=work.seed, frames=work.frames, buffer=WINDOW, lead=0, **work.params)
+        return await opened(rr, self.workload, WINDOW)
 
     async def _watch(self, stream: AsyncStream) -> None:
         self._life = life = Life(stream.session_id)
         switching = asyncio.create_task(self._switch(stream)) if self.workload.steered else None
         try:
             async for frame in stream:
-                life.got.append(got_of(frame))
+                life.got.append(got_of(frame, self._expected))
                 self.times.append(life.got[-1].at)
                 if self._stop.is_set():
                     break
@@ -142,6 +106,7 @@ class Viewer:
             if switching:
                 switching.cancel()
             self.reconnects += stream.reconnects
+            self.again += stream.feed.again if isinstance(stream, FedStream) else 0
             self._life = None
             self._judge(life)
             await stream.close()
@@ -153,7 +118,9 @@ class Viewer:
             stream._control(pb.Control(prompt=prompt_of(revision), stage="s0"))
 
     def _judge(self, life: Life) -> None:
-        found = judge(life.got, self._expected, self.workload.frames if life.is_over else None)
+        due = self.workload.frames if life.is_over else None
+        found = judge(life.got, self._expected, due, list(self.workload.graph["outputs"]))
+        self.off = max([self.off, *(each.off for each in life.got)])
         self.faults += found
         self.sessions, self.frames = self.sessions + 1, self.frames + len(life.got)
         if usual := chunk_seconds(life.got):
@@ -173,9 +140,48 @@ class Viewer:
         return ""
 
 
-def got_of(frame: Frame) -> Got:
+async def opened(rr: AsyncClient, work: Workload, buffer: int | None = None) -> AsyncStream:
+    stream = await rr.stream(
+        work.graph_name, seed=work.seed, frames=work.frames, buffer=buffer, lead=work.lead, **work.params
+    )
+    if inputs := work.inputs:
+        arrays = fed(row(inputs.row), work.seed, lambda port: port in inputs.ports)
+        limited = {port: itertools.islice(each, inputs.most) for port, each in arrays.items()}
+        return FedStream.of(stream, Feed(limited, inputs.ticks))
+    return stream
+
+
+def got_of(frame: Frame, expected: Expected | None = None) -> Got:
     pts = round(frame.seconds * TICKS_PER_SECOND)
-    return Got(frame.number, pts, frame.revision, sha(frame.array), time.monotonic(), frame.chunk)
+    got = Got(frame.number, pts, frame.revision, "", time.monotonic(), frame.chunk, frame.port)
+    if isinstance(expected, Near):
+        return expected.judged(got, frame.array)
+    return replace(got, sha=sha(frame.array))
+
+
+class Known:
+    """What an undisturbed run gave: (pts, revision, sha) by port and number."""
+
+    def __init__(self, got: Sequence[Got]) -> None:
+        self._known = {(each.port, each.number): (each.pts, each.revision, each.sha) for each in got}
+
+    def __call__(self, got: Got) -> tuple[int, int, str]:
+        return self._known.get((got.port, got.number), (-1, -1, ""))
+
+
+class Near(Known):
+    """As `Known` for steps in batches: pixels may differ, and by how much is noted. Token ids may not."""
+
+    def __init__(self, got: Sequence[Got], arrays: Sequence[np.ndarray]) -> None:
+        super().__init__(got)
+        self._arrays = {(each.port, each.number): array for each, array in zip(got, arrays, strict=True)}
+
+    def judged(self, got: Got, array: np.ndarray) -> Got:
+        due = self._arrays.get((got.port, got.number))
+        if due is None or due.shape != array.shape or array.dtype == np.int64:
+            return replace(got, sha=sha(array))
+        off = np.abs(array.astype(np.float64) - due).max(initial=0.0)
+        return replace(got, sha=self(got)[2], off=float(off))
 
 
 class Audience:
@@ -209,16 +215,24 @@ class Audience:
         self.check()
 
 
-def undisturbed(workload: Workload, address: str) -> Expected:
-    """Streams it once, when nothing is being broken."""
+def undisturbed(works: Sequence[Workload], address: str, is_batched: bool) -> dict[str, Expected]:
+    """By name. Streams each once, when nothing is being broken; one after the other where steps would be shared."""
 
-    async def stream() -> list[Got]:
+    async def stream(work: Workload) -> list[Frame]:
         async with AsyncClient(address, PATIENCE) as rr:
-            work = workload.undisturbed()
-            frames = await rr.stream(work.graph, seed=work.seed, frames=work.frames, lead=0, **work.params)
-            return [got_of(frame) async for frame in frames]
+            return [frame async for frame in await opened(rr, work.undisturbed())]
 
-    known = [(each.pts, each.revision, each.sha) for each in asyncio.run(stream())]
-    if len(known) != workload.frames:
-        raise RuntimeError(f"the undisturbed run of {workload.name} had {len(known)} frames, not {workload.frames}")
-    return lambda got: known[got.number] if got.number < len(known) else (-1, -1, "")
+    async def all_of_them() -> list[list[Frame]]:
+        if is_batched:
+            return [await stream(work) for work in works]
+        return await asyncio.gather(*map(stream, works))
+
+    found = zip(works, asyncio.run(all_of_them()), strict=True)
+    return {work.name: _known(work, frames, is_batched) for work, frames in found}
+
+
+def _known(work: Workload, frames: Sequence[Frame], is_batched: bool) -> Expected:
+    due, got = work.frames * len(work.graph["outputs"]), [got_of(frame) for frame in frames]
+    if len(frames) != due:
+        raise RuntimeError(f"the undisturbed run of {work.name} had {len(frames)} frames, not {due}")
+    return Near(got, [frame.array for frame in frames]) if is_batched else Known(got)

@@ -12,12 +12,12 @@ import redis
 
 from riverrun.protos import riverrun_pb2 as pb
 
-from .nodes import SPOTS, Nodes
+from .nodes import Nodes
 from .processes import reap, until
 from .services import Gateway, Setup, Store
 from .viewers import Viewer
 
-START_S = 240.0
+START_S = 300.0
 
 
 class NotNow(Exception):
@@ -27,10 +27,9 @@ class NotNow(Exception):
 class World:
     """viewers: who streams; set once what they expect is known."""
 
-    def __init__(self, folder: Path, seed: int, own_blobs: bool = False) -> None:
-        self.folder, self.random = folder, random.Random(seed)
-        self.setup = Setup(folder, "~/checkpoints" if own_blobs else str(folder / "blobs"))
-        self.nodes = Nodes(folder, count=3)
+    def __init__(self, folder: Path, seed: int, setup: Setup) -> None:
+        self.folder, self.random, self.setup = folder, random.Random(seed), setup
+        self.nodes = Nodes(folder, 3, setup.models)
         self.store = Store(folder / "store")
         config = self.setup.write(self.store, self.nodes.address)
         self.gateways = [Gateway(config, folder / f"gateway{n}.log") for n in range(2)]
@@ -87,7 +86,7 @@ class World:
 
     def is_in_order(self, actors: int = 2) -> bool:
         """Both gateways answer, and each model has so many actors."""
-        return all(g.ready() for g in self.gateways) and all(len(self.actors(m)) >= actors for m in SPOTS)
+        return all(g.ready() for g in self.gateways) and all(len(self.actors(m)) >= actors for m in self.setup.models)
 
     def await_order(self, actors: int = 1) -> None:
         until(lambda: self.is_in_order(actors), START_S, "two gateways and their actors work")

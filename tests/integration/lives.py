@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -57,11 +57,7 @@ class Life:
         with self._watching() as reader:
             reader.read(8)
             move = pb.MigrateSessionRequest(session_id=self.session.session_id, stage="a")
-            try:
-                self.home.sessions.Migrate(move, timeout=DEADLINE_S)
-            except grpc.RpcError as error:  # an actor was killed, and this stage is being brought back
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
+            _done(lambda: self.home.sessions.Migrate(move, timeout=DEADLINE_S))
             reader.read(12)
 
     def crashed(self) -> None:
@@ -77,11 +73,11 @@ class Life:
     def suspended(self) -> None:
         with self._watching() as reader:
             reader.read(8)
-            put = self.home.sessions.Suspend(
-                pb.SuspendSessionRequest(session_id=self.session.session_id), timeout=DEADLINE_S
-            )
-        assert put.state == pb.SESSION_STATE_SUSPENDED
-        self.is_suspended = True
+            away = pb.SuspendSessionRequest(session_id=self.session.session_id)
+            put = _done(lambda: self.home.sessions.Suspend(away, timeout=DEADLINE_S))
+        if put:
+            assert put.state == pb.SESSION_STATE_SUSPENDED
+            self.is_suspended = True
 
     def finished(self) -> None:
         with self._watching() as reader:
@@ -121,6 +117,16 @@ class Life:
     def _actor(self) -> pb.ActorStatus:
         stage = self.home.get(self.session.session_id).stages[0]
         return next(a for a in self.home.status().actors if a.incarnation == stage.incarnation)
+
+
+def _done(call: Callable[[], pb.Session]) -> pb.Session | None:
+    """What it answers; None where an actor was killed, and a stage is being brought back."""
+    try:
+        return call()
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return None
 
 
 class Reader:

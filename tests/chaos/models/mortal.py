@@ -1,10 +1,11 @@
-"""A synthetic model that can be told to kill somebody the moment a State is prepared for, copied out or restored.
+"""Any model, made so that it can be told to kill somebody the moment a State is prepared for, copied out or restored.
 
 A file `<folder>/<moment>-<pid of the actor>` holds the pid to be killed; it works once.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -13,46 +14,59 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from riverrun.models.base import Description, Snapshot
-from riverrun.models.synthetic import Synthetic, SyntheticParams, SyntheticState
+from riverrun.models.base import Description, Snapshot, StreamModel
 
 COMMIT_S = 0.004
 """Between a restore and the writing of the record that follows it."""
 
 
-class MortalState(SyntheticState):
-    folder = Path()
-
-    def lend(self) -> Snapshot:
-        if _is_called_by("pack"):  # a checkpoint reads it too
-            strike(self.folder, "export")
-        return super().lend()
+def make(of: str, folder: str, **args: Any) -> StreamModel:
+    """A model of class `of` ("package.module:Class"). folder: where it looks for whom to kill. args: of the class."""
+    module, _, name = of.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    return type(f"Mortal{name}", (Mortal, cls), {"folder": Path(folder)})(**args)
 
 
-class Mortal(Synthetic):
-    """folder: where it looks for whom to kill."""
+class Mortal(StreamModel):
+    """Goes before the class of a model."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    folder: Path
 
-    def describe(self, params: SyntheticParams) -> Description:
+    def describe(self, params: Any) -> Description:
         if _is_called_by("prepare"):
             strike(self.folder, "prepare")
         return super().describe(params)
 
-    def open(self, params: SyntheticParams, seed: int) -> SyntheticState:
+    def open(self, params: Any, seed: int) -> Any:
         return self._ours(super().open(params, seed))
 
-    def restore(self, params: SyntheticParams, snapshot: Snapshot) -> SyntheticState:
+    def restore(self, params: Any, snapshot: Snapshot) -> Any:
         strike(self.folder, "restore")
         if (self.folder / f"commit-{os.getpid()}").exists():
             threading.Timer(COMMIT_S, strike, (self.folder, "commit")).start()
         return self._ours(super().restore(params, snapshot))
 
-    def _ours(self, state: Any) -> MortalState:
-        state.__class__ = MortalState
-        state.folder = self.folder
+    def _ours(self, state: Any) -> Any:
+        if not hasattr(state, "is_mortal"):
+            state.__class__ = _mortal(type(state), self.folder)
         return state
+
+
+def _mortal(cls: Any, folder: Path) -> type:
+    """The class of States, which are copied out by `lend` where they have it, else by `snapshot`."""
+
+    def snapshot(self: Any, kind: str = "exact") -> Snapshot:
+        if _is_called_by("pack"):  # a checkpoint is taken with it too
+            strike(folder, "export")
+        return cls.snapshot(self, kind)
+
+    def lend(self: Any) -> Snapshot:
+        if _is_called_by("pack"):
+            strike(folder, "export")
+        return cls.lend(self)
+
+    own = {"is_mortal": True, "snapshot": snapshot} | ({"lend": lend} if hasattr(cls, "lend") else {})
+    return type(f"Mortal{cls.__name__}", (cls,), own)
 
 
 def strike(folder: Path, moment: str) -> None:
