@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from riverrun.kernels.export import Rows
 from riverrun.kernels.policies import Plan, PlannedPolicy, PooledPolicy
 from riverrun.kernels.undo import Undo
 
@@ -214,21 +215,22 @@ class KVCache:
         total = policy.pool if isinstance(policy, PooledPolicy) else self.spec.layers * policy.capacity
         return sum(self.lengths) / total
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(meta, tensors): the filled slots of all layers end to end, in physical order; tensors are on the CPU."""
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
+        """(meta, rows): the filled slots of all layers end to end, in physical order; read before the next call."""
         return self.snapshot_head(max(self.lengths))
 
-    def snapshot_head(self, slots: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def snapshot_head(self, slots: int) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """As `snapshot`, but of no more than the first `slots` slots of each layer (a sink)."""
         if self._plans:
             raise CachePoisoned(f"cache {self.spec.name!r} is in the middle of a call")
         lengths = [min(length, slots) for length in self.lengths]
         meta: dict[str, Any] = {"spec": asdict(self.spec), "policy": repr(self.policy)}
         meta |= {"cursor": self.cursor, "lengths": lengths}
-        return meta, {"k": self._packed(self.k, lengths), "v": self._packed(self.v, lengths)}
+        at = [self._where(layer, 0, length) for layer, length in enumerate(lengths)]
+        return meta, {"k": Rows(self.k, at), "v": Rows(self.v, at)}
 
     def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes over a snapshot of a cache of the same spec and policy, from tensors on any device.
+        """Copies in what was packed of a cache of the same spec and policy, from tensors on any device.
 
         Raises ValueError naming both if they differ.
         """
@@ -237,23 +239,24 @@ class KVCache:
             if meta[part] != mine:
                 raise ValueError(f"cache {self.spec.name!r}: snapshot is of {meta[part]}, this one is {mine}")
         self._undo = lambda: None
-        self.clear()
         self.cursor, self.lengths, self._plans = meta["cursor"], list(meta["lengths"]), []
         self.table, self._free = _page_table(self.spec, self.policy)
         for layer, length in enumerate(self.lengths):
             self._own(layer, length)
-        parts = zip(*(tensors[name].split(self.lengths, dim=1) for name in ("k", "v")), strict=True)
-        for layer, (k, v) in enumerate(parts):
-            self._put(layer, 0, k.to(self.k), v.to(self.v))
+        for pool, packed in ((self.k, tensors["k"]), (self.v, tensors["v"])):
+            for layer, rows in enumerate(packed.split(self.lengths, dim=1)):
+                pool[:, self._where(layer, 0, self.lengths[layer])] = rows.to(pool)
+        self._zero_rest()
 
     # -- slots and pages -------------------------------------------------------------------------------------
 
-    def _packed(self, pool: Tensor, lengths: list[int]) -> Tensor:
-        """The first slots on the CPU, layer by layer: a second copy of the pool may not fit on its device."""
-        packed = torch.empty((pool.shape[0], sum(lengths), *pool.shape[2:]), dtype=pool.dtype)
-        for layer, part in enumerate(packed.split(lengths, dim=1)):
-            part.copy_(self._slots(pool, layer, 0, lengths[layer]))
-        return packed
+    def _zero_rest(self) -> None:
+        """Zeroes the slots that aren't filled."""
+        page = self.spec.page
+        owned = [self._where(layer, length, len(self.table[layer]) * page) for layer, length in enumerate(self.lengths)]
+        for where in (*owned, *(slice(spare * page, (spare + 1) * page) for spare in self._free)):
+            self.k[:, where] = 0
+            self.v[:, where] = 0
 
     def _own(self, layer: int, slots: int) -> None:
         """Pooled policies: gives the layer just the pages that `slots` need, from those no layer has."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.cache import CachePoisoned, CacheSpec, KVCache
+from riverrun.kernels.export import Rows
 from riverrun.kernels.policies import Full, Plan
 from riverrun.kernels.undo import Undo
 
@@ -135,10 +136,10 @@ class ScoredCache(KVCache):
     def nbytes(self) -> int:
         return super().nbytes + self.scores.nbytes
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        meta, tensors = super().snapshot()
-        scores = torch.cat([self.held(layer).cpu() for layer in range(self.spec.layers)])
-        return meta, tensors | {"scores": scores}
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
+        meta, rows = super().snapshot()
+        scores = torch.cat([self.held(layer) for layer in range(self.spec.layers)])
+        return meta, rows | {"scores": scores}
 
     def restore(self, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         super().restore(meta, tensors)

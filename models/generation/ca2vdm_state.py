@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from riverrun.models.base import BadRequest, Control, Snapshot
+from riverrun.kernels.export import Rows
+from riverrun.models.base import BadRequest, Control
 from riverrun.models.generation.ca2vdm_sampler import ClipStream
-from riverrun.models.snapshot import pack_control, to_arrays
+from riverrun.models.snapshot import Snapshotting, pack_control
 from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 
 SNAPSHOT_VERSION = 2
@@ -36,8 +37,8 @@ class ClipParams:
 
 
 @dataclass
-class ClipState(Rewindable):
-    """One session; see `snapshot` for what is kept.
+class ClipState(Snapshotting, Rewindable):
+    """One session; see `parts` for what is kept.
 
     given: its first frames [T, C, h, w], pushed and not yet written into the caches. pending: the prompt that takes
     force at the next chunk. tail: the last frame of progressive noise [C, h, w] (ViD-GPT). chunk: chunks made, the
@@ -63,7 +64,7 @@ class ClipState(Rewindable):
         )
         return self.stream.caches.nbytes + kept + sum(entry.nbytes for entry in self.stream.text)
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
+    def parts(self, kind: str) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """Exact: both caches in physical order, the past's latents, frames and prompts that wait, the caption, the
         noise's tail, counters. Recache: without the caches, which are computed from the latents.
 
@@ -72,7 +73,7 @@ class ClipState(Rewindable):
         refuse_snapshot(self)
         check_kind(kind, KINDS)
         caches: dict[str, Any] = {}
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | Rows] = {}
         for cache in self.stream.caches.all() if kind == "exact" else ():
             name = cache.spec.name
             caches[name], packed = cache.snapshot()
@@ -82,7 +83,6 @@ class ClipState(Rewindable):
                 tensors[name] = tensor
         pending, embedding = pack_control(self.pending)
         tensors |= embedding
-        arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
-        meta = {"version": SNAPSHOT_VERSION, "caches": caches, "dtypes": dtypes, "counters": counters}
-        return Snapshot(meta | {"written": self.stream.caches.frames, "pending": pending}, arrays, kind)
+        meta = {"version": SNAPSHOT_VERSION, "caches": caches, "counters": counters}
+        return meta | {"written": self.stream.caches.frames, "pending": pending}, tensors

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
+from riverrun.kernels.export import Rows
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control
 from riverrun.models.generation.easycontrol_conditions import TOKEN, ConditionEntry
-from riverrun.models.snapshot import pack_control, to_arrays
+from riverrun.models.snapshot import Snapshotting, pack_control
 from riverrun.models.state import Rewindable, Waiting, check_kind
 
 SNAPSHOT_VERSION = 1
@@ -86,8 +87,8 @@ class Held(NamedTuple):
 
 
 @dataclass
-class EasyControlState(Rewindable):
-    """One session; see `snapshot` for what is kept.
+class EasyControlState(Snapshotting, Rewindable):
+    """One session; see `parts` for what is kept.
 
     subjects: pictures that hold for the whole stream, uint8 [h, w, 3], by port. waiting: frames of the spatial ports,
     one of each an image. embedding: the prompt in force, pooled row first. pending: the prompt of the next image.
@@ -111,23 +112,24 @@ class EasyControlState(Rewindable):
         text = 0 if self.embedding is None else self.embedding.nbytes
         return text + sum(p.nbytes for p in pictures) + sum(held.entry.nbytes for held in self.entries.values())
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
+    def parts(self, kind: str) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """Exact: prompt, pictures and counters, from which the conditions' keys are built again bit for bit.
 
         Of the entries only the content keys go with it: one pass over a picture costs less than moving what it gives
         (684 MiB at the released size).
         """
         check_kind(kind)
-        tensors = {f"subject/{port}": torch.from_numpy(image) for port, image in self.subjects.items()}
+        tensors: dict[str, Tensor | Rows] = {
+            f"subject/{port}": torch.from_numpy(image) for port, image in self.subjects.items()
+        }
         for port, queue in self.waiting.items():
             tensors |= {f"waiting/{port}/{i}": torch.from_numpy(w.pixels) for i, w in enumerate(queue)}
         if self.embedding is not None:
             tensors["embedding"] = self.embedding
         pending, embedding = pack_control(self.pending)
         tensors |= embedding
-        arrays, dtypes = to_arrays(tensors)
-        meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "dtypes": dtypes, "pending": pending}
+        meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "pending": pending}
         meta |= {name: getattr(self, name) for name in ("seed", "frames", "revision")}
         meta["keys"] = {port: held.key for port, held in self.entries.items()}
         meta["waiting"] = {port: [list(w[1:]) for w in queue] for port, queue in self.waiting.items()}
-        return Snapshot(meta, arrays)
+        return meta, tensors

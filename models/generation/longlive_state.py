@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
+from riverrun.kernels.export import Rows
 from riverrun.kernels.histories import Histories
-from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control, Snapshot
+from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Control
 from riverrun.models.generation.rollout import LatentStream
-from riverrun.models.snapshot import pack_control, to_arrays
+from riverrun.models.snapshot import Snapshotting, pack_control
 from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 from riverrun.models.wan.stream import RopeForm
 
@@ -36,8 +37,8 @@ class LongLiveParams:
 
 
 @dataclass
-class LongLiveState(Rewindable):
-    """One session: cache, prompt, clean latents, decoder histories and counters; see `snapshot` for what is kept.
+class LongLiveState(Snapshotting, Rewindable):
+    """One session: cache, prompt, clean latents, decoder histories and counters; see `parts` for what is kept.
 
     pending: the prompt that takes force at the next block. chunk: blocks made, the counter of the noise.
     frames: pixel frames emitted. is_broken: a step failed half-way, only a restored snapshot can go on.
@@ -59,7 +60,7 @@ class LongLiveState(Rewindable):
         text = 0 if self.embedding is None else self.embedding.nbytes + self.stream.text.nbytes
         return self.stream.cache.nbytes + self.histories.nbytes + self.stream.recent.nbytes + text
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
+    def parts(self, kind: str) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """Exact: cache slots in physical order, clean latents, prompt embeddings, histories, counters.
 
         Recache: of the cache the sink alone, and no histories; `LongLive.restore` computes both from the latents. A
@@ -71,18 +72,17 @@ class LongLiveState(Rewindable):
         is_exact, stream = kind == "exact", self.stream
         cache_meta, cache = stream.cache.snapshot() if is_exact else stream.cache.snapshot_head(stream.sink)
         history_meta, histories = (self.histories if is_exact else Histories()).snapshot()
-        tensors = {"recent": stream.recent}
+        tensors: dict[str, Tensor | Rows] = {"recent": stream.recent}
         if self.embedding is not None:
             tensors["embedding"] = self.embedding
         pending, embedding = pack_control(self.pending)
         tensors |= embedding
-        tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
+        tensors |= {f"cache/{name}": rows for name, rows in cache.items()}
         tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
-        arrays, dtypes = to_arrays(tensors)
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
-        meta = {"version": SNAPSHOT_VERSION, "start": stream.start, "switched": stream.switched, "dtypes": dtypes}
+        meta = {"version": SNAPSHOT_VERSION, "start": stream.start, "switched": stream.switched}
         meta |= {"cache": cache_meta, "histories": history_meta, "counters": counters, "pending": pending}
-        return Snapshot(meta, arrays, kind)
+        return meta, tensors
 
 
 @dataclass(frozen=True)

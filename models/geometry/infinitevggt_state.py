@@ -6,14 +6,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from riverrun.models.base import BadRequest, Snapshot
+from riverrun.kernels.export import Rows
+from riverrun.models.base import BadRequest
 from riverrun.models.geometry.fitting import Fit
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.vggt import CameraMemory, TokenMemory
-from riverrun.models.snapshot import to_arrays
+from riverrun.models.snapshot import Snapshotting
 from riverrun.models.state import Waiting, check_kind, refuse_snapshot
 
 SNAPSHOT_VERSION = 2
@@ -61,8 +62,8 @@ class InfiniteVGGTParams:
 
 
 @dataclass
-class InfiniteVGGTState:
-    """One session; see `snapshot` for what is kept.
+class InfiniteVGGTState(Snapshotting):
+    """One session; see `parts` for what is kept.
 
     size: (height, width) of its frames in the network, once known; stream: its memory, from then on. waiting: frames
     pushed and not used. frames: those used. is_broken: a step failed half-way, only a restored snapshot can go on.
@@ -84,7 +85,7 @@ class InfiniteVGGTState:
         held = 0 if self.stream is None else self.stream.nbytes
         return held + sum(int(frame.pixels.nbytes) for frame in self.waiting)
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
+    def parts(self, kind: str) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """Exact: both caches' slots in their order, scores, frames that wait, counters. Raises Corrupt for a session
         that failed.
 
@@ -95,11 +96,11 @@ class InfiniteVGGTState:
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "seed": self.seed, "frames": self.frames}
         meta["size"] = None if self.size is None else list(self.size)
         meta["waiting"] = [[w.pts, w.ticks, w.revision] for w in self.waiting]
-        tensors = {f"waiting/{i}": torch.from_numpy(np.array(w.pixels)) for i, w in enumerate(self.waiting)}
+        tensors: dict[str, Tensor | Rows] = {}
+        tensors |= {f"waiting/{i}": torch.from_numpy(w.pixels) for i, w in enumerate(self.waiting)}
         if self.stream is not None:
             tensors["scores"] = self.stream.scores
             for name, cache in {"tokens": self.stream.tokens, "poses": self.stream.poses}.items():
                 meta[name], rows = cache.snapshot()
                 tensors |= {f"{name}/{part}": tensor for part, tensor in rows.items()}
-        arrays, meta["dtypes"] = to_arrays(tensors)
-        return Snapshot(meta, arrays)
+        return meta, tensors

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riverrun.kernels.export import Rows
 from riverrun.kernels.histories import Histories
 from riverrun.kernels.shared import TextEntry
-from riverrun.models.base import BadRequest, Snapshot
-from riverrun.models.snapshot import to_arrays
+from riverrun.models.base import BadRequest
+from riverrun.models.snapshot import Snapshotting
 from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP, Scene
 from riverrun.models.super_resolution.scenes import SceneSplitter
@@ -70,13 +71,14 @@ class InfVSROptions:
 
 
 @dataclass
-class InfVSRState(Rewindable):
+class InfVSRState(Snapshotting, Rewindable):
     """One session.
 
     splitter: frames that wait, and the scene detector. scene: cache and counters of the scene under way, None before
-    the first. size: height and width of its frames. histories: what the VAE remembers, by tile. context: the reference
-    frame's tokens [1, N, context_dim]; text: their keys and values. frames: emitted so far. revision: newest control
-    in force. is_broken: a step failed half-way, only a restored snapshot can go on.
+    the first. size: height and width of its frames. histories: what the VAE remembers, by tile, and what a conditional
+    decoder does ("decoder"). context: the reference frame's tokens [1, N, context_dim]; text: their keys and values.
+    frames: emitted so far. revision: newest control in force. is_broken: a step failed half-way, only a restored
+    snapshot can go on.
     """
 
     params: InfVSRParams
@@ -96,7 +98,7 @@ class InfVSRState(Rewindable):
         histories = sum(memory.nbytes for memory in self.histories.values())
         return self.splitter.nbytes + cache + histories + self.context.nbytes + self.text.nbytes
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
+    def parts(self, kind: str) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """Exact: waiting frames and detector, cache slots in physical order, histories, context, counters.
 
         The only kind: three quarters of it is what the VAE remembers of both its sides, which reaches back some 150
@@ -107,17 +109,19 @@ class InfVSRState(Rewindable):
         check_kind(kind)
         waiting, frames = self.splitter.snapshot()
         meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "splitter": waiting, "scene": None}
-        tensors = {f"splitter/{name}": torch.from_numpy(array) for name, array in frames.items()}
+        tensors: dict[str, Tensor | Rows] = {
+            f"splitter/{name}": torch.from_numpy(array) for name, array in frames.items()
+        }
         if self.scene is not None:
             meta["scene"], scene = self._scene(self.scene)
             tensors |= scene
-        arrays, dtypes = to_arrays(tensors)
-        return Snapshot(meta | {"dtypes": dtypes, "frames": self.frames, "revision": self.revision}, arrays)
+        return meta | {"frames": self.frames, "revision": self.revision}, tensors
 
-    def _scene(self, scene: Scene) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    def _scene(self, scene: Scene) -> tuple[Mapping[str, Any], dict[str, Tensor | Rows]]:
         cache_meta, cache = scene.cache.snapshot()
         meta = {"cache": cache_meta, "start": scene.start, "sizes": list(scene.sizes), "size": list(self.size)}
-        tensors = {"context": self.context} | {f"cache/{name}": tensor for name, tensor in cache.items()}
+        tensors: dict[str, Tensor | Rows] = {"context": self.context}
+        tensors |= {f"cache/{name}": rows for name, rows in cache.items()}
         tiles = {}
         for tile, memory in self.histories.items():
             tiles[tile], kept = memory.snapshot()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from riverrun.kernels.cache import CachePoisoned, KVCache
+from riverrun.kernels.export import Rows
 from riverrun.models.base import (
     TICKS_PER_SECOND,
     BadRequest,
@@ -33,7 +34,7 @@ from riverrun.models.base import (
     StreamModel,
 )
 from riverrun.models.room import room
-from riverrun.models.snapshot import below, to_arrays, to_tensors
+from riverrun.models.snapshot import Snapshotting, below, to_tensors
 from riverrun.models.state import Rewindable, check_kind, reading
 from riverrun.models.text.causal_lm import CausalLM
 from riverrun.models.text.decoding import TextStream, cache_bytes, decode, fill, text_cache
@@ -48,7 +49,7 @@ CAPACITY = 4096
 
 
 @dataclass
-class TextState(Rewindable):
+class TextState(Snapshotting, Rewindable):
     """One session.
 
     waiting: prompts not begun yet, oldest first. emitted: tokens sent. revision: the last control's. decided: what the
@@ -74,7 +75,7 @@ class TextState(Rewindable):
         """Of the text and of the prompts that wait."""
         return len(self.stream.ids) + sum(len(prompt) for prompt in self.waiting)
 
-    def snapshot(self, kind: str = "exact") -> Snapshot:
+    def parts(self, kind: str) -> tuple[dict[str, Any], dict[str, Tensor | Rows]]:
         """Exact: the cache's slots, ids, the strategy's drafts, draws made, prompts that wait. Recache: without the
         cache; keys follow from the ids.
 
@@ -86,20 +87,18 @@ class TextState(Rewindable):
             cache_meta, cache = stream.cache.snapshot() if kind == "exact" else stream.cache.snapshot_head(0)
         except CachePoisoned as error:
             raise Corrupt("the session failed in a step; only an earlier snapshot can be restored") from error
-        tensors = {"ids": torch.tensor(stream.ids, dtype=torch.int64)}
+        tensors: dict[str, Tensor | Rows] = {"ids": torch.tensor(stream.ids, dtype=torch.int64)}
         tensors |= {f"cache/{name}": tensor for name, tensor in cache.items()}
-        arrays, dtypes = to_arrays(tensors)
         meta = {
             "version": SNAPSHOT_VERSION,
             "cache": cache_meta,
-            "dtypes": dtypes,
             "work": asdict(stream.work),
             "stream": {"turn": stream.turn, "is_ended": stream.is_ended},
             "drawn": stream.chance.drawn,
             "seed": self.seed,
             "state": {"waiting": list(self.waiting), "emitted": self.emitted, "revision": self.revision},
         }
-        return Snapshot(meta, arrays, kind)
+        return meta, tensors
 
 
 class LanguageModel(StreamModel):
@@ -198,7 +197,7 @@ class LanguageModel(StreamModel):
     def restore(self, params: TextParams, snapshot: Snapshot) -> TextState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
             state = self.open(params, meta["seed"])
-            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], self.model.device))
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu", ("cache/",)))
         if snapshot.kind == "recache":
             state.stream.cache.cursor = 0
             fill(self.model, [state.stream])

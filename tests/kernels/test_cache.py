@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from riverrun.kernels.cache import CachePoisoned, CacheSpec, KVCache, calling
+from riverrun.kernels.export import Rows
 from riverrun.kernels.policies import DiverseKeys, Full, PlannedPolicy, SinkWindow, smallest_total
 
 SPEC = CacheSpec("self", layers=2, heads=2, head_dim=3, keys="raw", page=4, rows=2)
@@ -23,6 +25,12 @@ def append(cache: KVCache, start: int, new: int) -> None:
     for layer in range(SPEC.layers):
         cache.write(layer, *rows(start, new, layer))
     cache.commit()
+
+
+def taken(cache: KVCache) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A snapshot that owns its memory."""
+    meta, parts = cache.snapshot()
+    return meta, {name: part.packed() if isinstance(part, Rows) else part.clone() for name, part in parts.items()}
 
 
 def positions(cache: KVCache, layer: int = 0) -> list[int]:
@@ -60,7 +68,7 @@ def test_snapshot_restores_bit_equal(policy: PlannedPolicy) -> None:
         append(a, start, 3)
     b.k.fill_(float("nan"))
     b.v.fill_(float("nan"))
-    b.restore(*a.snapshot())
+    b.restore(*taken(a))
     for start in range(21, 45, 3):
         append(a, start, 3)
         append(b, start, 3)
@@ -70,14 +78,41 @@ def test_snapshot_restores_bit_equal(policy: PlannedPolicy) -> None:
     assert (a.cursor, a.lengths) == (b.cursor, b.lengths)
 
 
+@pytest.mark.parametrize(("blocks", "together"), [(3, False), (4, True), (9, True)])
+def test_rows_are_lent_where_they_lie_together(blocks: int, together: bool) -> None:
+    cache = KVCache(SPEC, SinkWindow(12, 3))
+    for block in range(blocks):
+        append(cache, 3 * block, 3)
+    for name, pool in (("k", cache.k), ("v", cache.v)):
+        part = cache.snapshot()[1][name]
+        assert isinstance(part, Rows)
+        assert part.shape == part.packed().shape == (2, sum(cache.lengths), 2, 3)
+        view = part.together()
+        assert (view is not None) == together
+        if view is not None:
+            assert view.data_ptr() == pool.data_ptr()
+            assert torch.equal(view, part.packed())
+
+
+def test_slots_that_a_snapshot_does_not_fill_are_zeros() -> None:
+    """A sink is attended to before it is filled."""
+    short, used = KVCache(SPEC, SinkWindow(12, 3)), KVCache(SPEC, SinkWindow(12, 3))
+    append(short, 0, 3)
+    for block in range(5):
+        append(used, 3 * block, 3)
+    used.restore(*taken(short))
+    for layer, part in itertools.product(range(2), ("k", "v")):
+        assert torch.equal(used.slots(part, layer), short.slots(part, layer))
+
+
 def test_snapshot_of_another_spec_is_refused() -> None:
     cache = KVCache(SPEC, Full(8))
     other = KVCache(CacheSpec("cross", 2, 2, 3, "raw", 4, 2), Full(8))
     with pytest.raises(ValueError, match=r"cross.*self"):
-        cache.restore(*other.snapshot())
+        cache.restore(*taken(other))
     wider = KVCache(SPEC, SinkWindow(12, 3))
     with pytest.raises(ValueError, match=r"SinkWindow\(capacity=12, .*\), this one is Full\(capacity=8"):
-        cache.restore(*wider.snapshot())
+        cache.restore(*taken(wider))
 
 
 def test_a_draft_is_taken_back() -> None:
@@ -210,7 +245,7 @@ def test_a_pooled_cache_is_restored_bit_equal() -> None:
         b.frame()
     b.cache.k.fill_(float("nan"))
     b.cache.table = [[0], [], [1]]
-    b.cache.restore(*a.cache.snapshot())
+    b.cache.restore(*taken(a.cache))
     for _ in range(12):
         a.frame()
         b.frame()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from riverrun.kernels.cache import CachePoisoned, CacheSpec, calling
 from riverrun.kernels.retain import RetainingHeads, ScoredCache, best_rows
+from riverrun.tests.kernels.test_cache import taken
 
 SPEC = CacheSpec("text", layers=2, heads=2, head_dim=3, keys="raw", page=4)
 INF = float("inf")
@@ -99,7 +100,7 @@ def test_drafts_leave_with_their_scores(cache: ScoredCache) -> None:
 
 def test_snapshot_restores_rows_and_scores(cache: ScoredCache) -> None:
     cache.prune(is_final=False)
-    meta, tensors = cache.snapshot()
+    meta, tensors = taken(cache)
     twin = ScoredCache(SPEC, RetainingHeads(9, 3, 1))
     twin.scores.fill_(77)
     twin.restore(meta, tensors)

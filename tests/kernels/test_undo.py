@@ -11,7 +11,7 @@ import torch
 from riverrun.kernels.cache import CachePoisoned, CacheSpec, KVCache
 from riverrun.kernels.policies import Full, SinkWindow, smallest_total
 from riverrun.kernels.retain import RetainingHeads, ScoredCache
-from riverrun.tests.kernels.test_cache import FRAME, SPEC, PooledStream, append, rows
+from riverrun.tests.kernels.test_cache import FRAME, SPEC, PooledStream, append, rows, taken
 
 BLOCK, SINK, WINDOW = 3, 3, 12
 
@@ -81,7 +81,7 @@ def test_it_is_as_before(deed: Callable[[KVCache], None], blocks: int, table: li
 
 
 def assert_equal(a: KVCache, b: KVCache) -> None:
-    (meta, tensors), (other, others) = a.snapshot(), b.snapshot()
+    (meta, tensors), (other, others) = taken(a), taken(b)
     assert meta == other
     assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
     assert a.table == b.table
@@ -131,8 +131,8 @@ def test_pages_that_moved_between_layers_come_back() -> None:
         one.cache.rewind(mark)
         assert one.cache.table == twin.cache.table
         assert one.cache.lengths == twin.cache.lengths
-        for name, tensor in one.cache.snapshot()[1].items():
-            assert torch.equal(tensor, twin.cache.snapshot()[1][name]), n
+        for name, tensor in taken(one.cache)[1].items():
+            assert torch.equal(tensor, taken(twin.cache)[1][name]), n
         one.mirror, one.scores = mirror, scores
         one.draw.set_state(draw)
         one.frame()
@@ -151,12 +151,12 @@ def test_scores_go_back_with_their_rows() -> None:
         cache.commit()
 
     grow(9)
-    before = cache.snapshot()
+    before = taken(cache)
     mark = cache.mark()
     cache.prune(is_final=False)
     grow(5)
     cache.rewind(mark)
-    after = cache.snapshot()
+    after = taken(cache)
     assert before[0] == after[0]
     assert all(torch.equal(tensor, after[1][name]) for name, tensor in before[1].items())
 

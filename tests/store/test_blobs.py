@@ -18,7 +18,7 @@ import torch
 from pyarrow import fs
 
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
-from riverrun.models.snapshot import to_arrays, to_tensors
+from riverrun.models.snapshot import Snapshotting, to_tensors
 from riverrun.store.blob_format import PIECE
 from riverrun.store.blobs import BlobStore
 from riverrun.store.checkpoints import Engine, Manifest, Mark
@@ -50,6 +50,16 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
+class Held(Snapshotting):
+    """A State of these tensors."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def parts(self, kind: str) -> Any:
+        return {}, self._tensors
+
+
 # -- round trip --------------------------------------------------------------------------------------------------
 
 
@@ -73,8 +83,8 @@ def test_a_checkpoint_comes_back(store: BlobStore) -> None:
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0, 3), (2, 3, 5)])
 def test_every_dtype_of_a_state_comes_back_bit_for_bit(store: BlobStore, dtype: str, shape: tuple[int, ...]) -> None:
     tensor = torch.randint(0, 2, (*shape, 8)).to(getattr(torch, dtype))
-    arrays, dtypes = to_arrays({"t": tensor, "last": tensor[..., 0]})
-    back = to_tensors(store.read(store.write(manifest(), arrays)), dtypes, "cpu")
+    taken = Held({"t": tensor, "last": tensor[..., 0]}).snapshot()
+    back = to_tensors(store.read(store.write(manifest(), taken.tensors)), taken.meta["dtypes"], "cpu")
     assert back["t"].dtype == tensor.dtype
     assert torch.equal(back["t"].float(), tensor.float())
     assert back["last"].shape == shape
