@@ -23,7 +23,7 @@ def check_outputs(chunks: Sequence[Chunk], description: Description) -> None:
 
 def _check(chunk: Chunk, kind: Kind, description: Description) -> None:
     form, data = FORMS[kind], chunk.data
-    axes = (chunk.frames, *form.sized(description.frame_shape))
+    axes = (chunk.frames, *form.sized(None if description.sizes_vary else description.frame_shape))
     wanted = f"{form.dtype} [{chunk.frames}, ...]" if form.axes is None else f"{form.dtype} {_listed(axes)}"
     if not isinstance(data, np.ndarray):
         raise Corrupt(f"port {chunk.port!r} takes {wanted}, the model made something of type {type(data).__name__}")

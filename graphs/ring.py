@@ -56,7 +56,7 @@ class Slot:
         return self.first + self.chunk.frames
 
     def pts_of(self, number: int) -> int:
-        return self.chunk.pts + (number - self.first) * self.chunk.frame_ticks
+        return self.chunk.time_of(number - self.first)
 
     def frame(self, port: str, number: int) -> Frame:
         assert self.array is not None
@@ -142,7 +142,7 @@ class OutputRing:
         slot = Slot(chunk, self.next_frame, release)
         self.next_frame = slot.end
         self.next_chunk += 1
-        self.made = chunk.pts + chunk.frames * chunk.frame_ticks
+        self.made = chunk.time_of(chunk.frames)
         if not chunk.frames:
             release()
             return

@@ -70,6 +70,7 @@ class Chunk:
     data: array as its port's `Kind` says, or an opaque reference to one (the runner passes references on unread).
     seq: number of this chunk on its port, from 0, without gaps; stamped by the stage.
     pts: media time of the first frame, ticks of 1/90000 s. frame_ticks: ticks from one frame to the next.
+    times: media time of each frame, where they are not `frame_ticks` apart; that is then what the last one lasts.
     first_frame: number of the first frame on this port since the stream began. frames: T.
     epoch: the session's epoch when it was made. revision: the newest control in force for it (0: none).
     trace: a W3C traceparent, where this chunk is traced; the runner's, models leave it alone.
@@ -85,6 +86,13 @@ class Chunk:
     epoch: int = 0
     revision: int = 0
     trace: str = ""
+    times: tuple[int, ...] = ()
+
+    def time_of(self, index: int) -> int:
+        """Media time of frame `index`; of `frames`: where the chunk ends."""
+        if not self.times:
+            return self.pts + index * self.frame_ticks
+        return self.times[index] if index < len(self.times) else self.times[-1] + self.frame_ticks
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class Description:
     chunk_frames: frames it emits a step in steady state. first_frames: in the first step. max_chunks: the most chunks
     one step may emit on a port (room is reserved for them). latency_frames: inputs needed before the first output.
     fps: frames a second of media time. frame_shape: (H, W) of its frames, if it makes any.
+    sizes_vary: that is what its default input leads to; frames of other sizes come out where such go in.
     retained_bytes: what one session keeps between steps. peak_bytes: the most it needs during one.
     """
 
@@ -122,6 +131,7 @@ class Description:
     max_chunks: int = 1
     latency_frames: int = 0
     frame_shape: tuple[int, int] | None = None
+    sizes_vary: bool = False
     retained_bytes: int = 0
     peak_bytes: int = 0
 
@@ -188,7 +198,11 @@ class StreamModel(ABC):
 
     @abstractmethod
     def restore(self, params: Any, snapshot: Snapshot) -> Any:
-        """The State that `snapshot` was taken of. Raises Corrupt if it does not fit."""
+        """The State that `snapshot` was taken of. Raises Corrupt if it does not fit.
+
+        A model may also have `refill(blank, snapshot)`: the same, into a State just opened with these params. A session
+        that moves to it finds its memory taken in, which else is most of what moving a large State costs.
+        """
 
     def push(self, state: Any, chunk: Chunk) -> None:
         """Takes an input chunk into the State. Sources take none. Raises BadRequest for one it does not take, with the

@@ -37,8 +37,10 @@ def check_frames(chunk: Chunk) -> np.ndarray:
 
 def frames_of(chunk: Chunk) -> list[Waiting]:
     """The chunk's frames one by one, owning their memory: a view would keep the whole chunk alive."""
-    ticks = chunk.frame_ticks
-    return [Waiting(data.copy(), chunk.pts + i * ticks, ticks, chunk.revision) for i, data in enumerate(chunk.data)]
+    times = [chunk.time_of(i) for i in range(len(chunk.data) + 1)]
+    return [
+        Waiting(data.copy(), times[i], times[i + 1] - times[i], chunk.revision) for i, data in enumerate(chunk.data)
+    ]
 
 
 class Counting(Protocol):
