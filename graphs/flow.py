@@ -180,9 +180,9 @@ class Flow:
         edge = self.edges[self.graph.inputs[port]]
         check_input(port, self._input_ports[port], chunk.data)
         await self.signal.until(lambda: edge.ended or gone() or edge.takes_push)
-        if edge.ended:
+        if edge.ended and not self.has_all_frames:  # then its client could not know yet, and is not at fault
             raise BadRequest(f"input {port!r} has ended, it takes no more")
-        if not gone():
+        if not (edge.ended or gone()):
             edge.push(chunk, self.epoch.number)
             self.signal.notify()
 

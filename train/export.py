@@ -39,11 +39,11 @@ def export_generator(run: Path, to: Path) -> None:
     """DiT, text encoder and tokenizer, from the distilled weights if there are any, else the averaged ones."""
     distilled, checkpoint = run / "distilled.pt", run / "checkpoint.pt"
     state = torch.load(distilled if distilled.exists() else checkpoint, weights_only=True)["average"]
-    _write(_below(state, "dit."), asdict(TINY), to / "world-dit")
+    write(_below(state, "dit."), asdict(TINY), to / "world-dit")
     text = TextEncoder(build_tokenizer(), TINY.text_dim)
     text.load_state_dict(_below(state, "text."))
     tensors = {name: t for name, t in text.umt5.state_dict().items() if name != "encoder.embed_tokens.weight"}  # tied
-    _write(tensors, text.umt5.config.to_diff_dict(), to / "world-text")
+    write(tensors, text.umt5.config.to_diff_dict(), to / "world-text")
     text.tokenizer.save(str(to / "world-tokenizer.json"))
 
 
@@ -56,10 +56,11 @@ def export_vae(run: Path, to: Path) -> None:
         path = run / f"vae-{part}.pt"
         if path.exists():
             half(vae, part).load_state_dict(torch.load(path, weights_only=True)["weights"])
-    _write(vae.state_dict(), asdict(config), to / "world-vae")
+    write(vae.state_dict(), asdict(config), to / "world-vae")
 
 
-def _write(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+def write(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> None:
+    """float16, and the sizes beside it; path: without a suffix."""
     halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
     save_file(halves, path.with_suffix(".safetensors"), metadata={"format": "pt"})
     path.with_suffix(".safetensors").chmod(0o644)  # safetensors makes files that only their owner can read

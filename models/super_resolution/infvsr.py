@@ -10,6 +10,9 @@ steps), VAE encoder and decoder 1.0 and 1.8 GiB, reference tokens and their keys
 2 MB. Policy: `Full` of N + 1 chunks, trimmed to the newest N after each; keys after RMSNorm and RoPE, at frame numbers
 since the scene began.
 
+With a `ConditionalDecoder` in place of the VAE's (a form we add: the shipped tiny weights restore by it), its history
+takes the place of the VAE decoder's: a frame at the size of the input for each of its memory blocks.
+
 Weights (InfVSR.ckpt, MIT code, no licence stated for the weights; Wan2.1 VAE, Apache-2.0; recognise-anything and DAPE,
 Apache-2.0 code) are loaded under their official key names.
 
@@ -44,6 +47,7 @@ from riverrun.models.key_forms import dit_keys, vae_keys
 from riverrun.models.room import room
 from riverrun.models.snapshot import below, to_tensors
 from riverrun.models.state import check_frames, frames_of, reading, refuse_broken, rewriting
+from riverrun.models.super_resolution.decoder import ConditionalDecoder, DecoderConfig, enlarged
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape, trunk_keys
 from riverrun.models.super_resolution.infvsr_state import (
     SNAPSHOT_VERSION,
@@ -69,6 +73,8 @@ from riverrun.models.weights import as_tuples, default_device, float_dtype, load
 
 INFVSR_DIT = dataclasses.replace(WAN_1_3B, text_dim=512, text_len=1 + SWIN_L.tokens)
 """Wan 1.3 B with a narrower context: the 145 tokens of a reference frame in place of a prompt."""
+DECODER = "decoder"
+"""Name of a conditional decoder's histories, beside those of the VAE's tiles."""
 INFVSR_WINDOW = 6
 """Latent frames its cache has room for: the previous chunk and the current one."""
 
@@ -85,16 +91,19 @@ class InfVSR(StreamModel):
         guidance: str,
         *,
         dape: str | None = None,
+        decoder: str | None = None,
         weights_config: str | None = None,
         vae_config: str | None = None,
         guidance_config: str | None = None,
+        decoder_config: str | None = None,
         dtype: str = "float32",
         device: str | None = None,
         **options: Any,
     ) -> None:
         """weights, vae, guidance, dape: paths or hub names, any form `models/weights.py` reads; dape None: `guidance`
-        has it merged in already, or goes without. *_config: JSON with the sizes, default the released ones. device:
-        default CUDA where there is one. options: InfVSROptions.
+        has it merged in already, or goes without. decoder: a `ConditionalDecoder` in place of the VAE's, of which then
+        only the encoder is read. *_config: JSON with the sizes, default the released ones (for the decoder its own).
+        device: default CUDA where there is one. options: InfVSROptions.
         """
         self.options = parse_params(InfVSROptions, as_tuples(options))
         self.device = default_device(device)
@@ -108,11 +117,31 @@ class InfVSR(StreamModel):
             raise BadRequest(f"the transformer takes {dit.text_len} tokens, the guidance gives {self.guidance.tokens}")
         trunk = trunk_keys(read(guidance)) if dape is None else merge_dape(trunk_keys(read(guidance)), read(dape))
         load_frozen(self.model, dit_keys(read(weights)), self.device, self.dtype)
-        load_frozen(self.vae, vae_keys(read(vae)), self.device, self.dtype)
+        self.decoder = None if decoder is None else self._conditional(decoder, decoder_config)
+        load_frozen(self.vae, self._vae_tensors(vae), self.device, self.dtype)
         load_frozen(self.guidance, trunk, self.device, self.dtype)
         o = self.options
         self.restorer = Restorer(self.model, o.timestep, o.sigma, self._latents(NEXT, is_first=False), o.previous)
         self.tiled = TiledVAE(self.vae, Tiling(o.tile_above, o.tile_size, o.tile_stride))
+
+    def _conditional(self, source: str, config: str | None) -> ConditionalDecoder:
+        sizes = read_sizes(DecoderConfig, config, DecoderConfig())
+        vae, scale = self.vae.config, self.options.scale
+        wanted = (vae.z_dim, scale, vae.spatial_factor, vae.temporal_factor)
+        if (got := (sizes.z_dim, sizes.scale, sizes.spatial_factor, sizes.temporal_factor)) != wanted:
+            names = "latent channels, scale, pixels and frames a latent"
+            raise BadRequest(f"the decoder is made for {got} ({names}), VAE and options have {wanted}")
+        with torch.device("meta"):
+            decoder = ConditionalDecoder(sizes).eval()
+        load_frozen(decoder, read(source), self.device, self.dtype)
+        return decoder
+
+    def _vae_tensors(self, source: str) -> dict[str, Tensor]:
+        tensors = vae_keys(read(source))
+        if self.decoder is None:
+            return tensors
+        del self.vae.decoder, self.vae.conv2  # whoever decodes by it now is told at once
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "conv1."))}
 
     # -- sessions --------------------------------------------------------------------------------------------
 
@@ -199,8 +228,7 @@ class InfVSR(StreamModel):
 
     def _encode(self, state: InfVSRState, chunk: SceneChunk) -> Tensor:
         """Enters the chunk's scene and takes its reference; returns its latents (1, F, C, h, w)."""
-        frames = np.stack([frame.pixels for frame in chunk.frames])  # (T, H, W, 3)
-        levels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float() / 255  # (T, 3, H, W)
+        levels = self._levels(chunk)
         if chunk.is_new_scene:
             self._enter(state, (levels.shape[2], levels.shape[3]))
         if chunk.is_new_reference:
@@ -208,9 +236,16 @@ class InfVSR(StreamModel):
         pixels = self._enlarged(levels * 2 - 1, is_first=chunk.is_new_scene)
         return self.tiled.encode(pixels[None].to(self.dtype), state.histories)
 
+    def _levels(self, chunk: SceneChunk) -> Tensor:
+        """[T, 3, H, W] in [0, 1]."""
+        frames = np.stack([frame.pixels for frame in chunk.frames])  # (T, H, W, 3)
+        return torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float() / 255
+
     def _enter(self, state: InfVSRState, size: tuple[int, int]) -> None:
         state.scene = None  # its cache is freed before the next is made
         state.scene, state.histories, state.size = self._scene(size), self.tiled.open(*self._padded(size)), size
+        if self.decoder is not None:
+            state.histories[DECODER] = Histories()
 
     def _scene(self, size: tuple[int, int], device: str | None = None) -> Scene:
         factor = self.vae.config.spatial_factor
@@ -222,12 +257,14 @@ class InfVSR(StreamModel):
         state.text = TextEntry(*self.model.text_keys_values(self.model.embed_text(context)))
 
     def _enlarged(self, x: Tensor, is_first: bool) -> Tensor:
-        """x [T, 3, H, W] upscaled, and padded to what the VAE takes by repeating the last row, column and frame."""
-        scale, (height, width) = self.options.scale, x.shape[2:]
-        large = (height * scale, width * scale)
-        x = F.interpolate(x, large, mode="bicubic", align_corners=False, antialias=True)
-        padded = self._padded((height, width))
-        x = F.pad(x, (0, padded[1] - large[1], 0, padded[0] - large[0]), mode="replicate")
+        """x [T, 3, H, W] upscaled, and padded to what the VAE takes."""
+        return self._fitted(enlarged(x, self.options.scale), self.options.scale, is_first)
+
+    def _fitted(self, x: Tensor, scale: int, is_first: bool) -> Tensor:
+        """x [T, 3, H, W], frames at `scale`, padded as the VAE needs it by repeating the last row, column and frame."""
+        height, width = x.shape[2:]
+        padded = [side * scale // self.options.scale for side in self._padded((height // scale, width // scale))]
+        x = F.pad(x, (0, padded[1] - width, 0, padded[0] - height), mode="replicate")
         missing = self._frames(self._latents(len(x), is_first), is_first) - len(x)
         return torch.cat([x, x[-1:].expand(missing, -1, -1, -1)])
 
@@ -235,7 +272,7 @@ class InfVSR(StreamModel):
         first = chunk.frames[0]
         state.revision = max(state.revision, revision_of(chunk.frames))
         # Truncated, not rounded, as the official script writes its files.
-        levels = ((self._decode(state, latents, len(chunk.frames)) + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+        levels = ((self._decode(state, latents, chunk) + 1) * 127.5).clamp(0, 255).to(torch.uint8)
         emitted = Chunk(
             port="frames",
             data=levels.permute(0, 2, 3, 1).contiguous().cpu().numpy(),  # (T, H, W, 3)
@@ -248,10 +285,15 @@ class InfVSR(StreamModel):
         state.frames += len(levels)
         return emitted
 
-    def _decode(self, state: InfVSRState, latents: Tensor, count: int) -> Tensor:
-        """[count, 3, H, W] in [-1, 1], without the padding."""
+    def _decode(self, state: InfVSRState, latents: Tensor, chunk: SceneChunk) -> Tensor:
+        """[T, 3, H, W] in [-1, 1], without the padding."""
         height, width = (side * self.options.scale for side in state.size)
-        return self.tiled.decode(latents, state.histories)[0, :count, :, :height, :width]
+        if self.decoder is None:
+            pixels = self.tiled.decode(latents, state.histories)
+        else:
+            frames = self._fitted(self._levels(chunk) * 2 - 1, 1, chunk.is_new_scene)[None]
+            pixels = self.decoder(latents, frames.to(self.dtype), state.histories[DECODER]).clamp(-1, 1)
+        return pixels[0, : len(chunk.frames), :, :height, :width]
 
     # -- snapshot --------------------------------------------------------------------------------------------
 
@@ -313,10 +355,15 @@ class InfVSR(StreamModel):
         """The most bytes of a State between steps, from shapes alone (nothing is allocated)."""
         padded, factor, config = self._padded((height, width)), self.vae.config.spatial_factor, self.model.config
         tiles = self.tiled.tiling.tiles(padded[0] // factor, padded[1] // factor, factor)
-        histories = (
-            vae_session(self.vae.config, tile.height * factor, tile.width * factor, self.dtype).total for tile in tiles
-        )
+        vae = self.vae.config
+        sessions = [vae_session(vae, tile.height * factor, tile.width * factor, self.dtype) for tile in tiles]
+        histories = sum(session.parts["encoder history"] for session in sessions)
+        if self.decoder is None:
+            histories += sum(session.parts["decoder history"] for session in sessions)
+        else:
+            rows, columns = (side // self.options.scale for side in padded)
+            histories += self.decoder.history_bytes(rows, columns, self.dtype.itemsize)
         context = config.text_len * (config.text_dim + 2 * config.num_layers * config.dim) * self.dtype.itemsize
         frames = NEXT - 1 + (MIN_SCENE + 2 if find_scenes else 0)  # the detector keeps two more
         cache = self._scene((height, width), device="meta").cache.nbytes
-        return cache + sum(histories) + context + frames * height * width * 3
+        return cache + histories + context + frames * height * width * 3

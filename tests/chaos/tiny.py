@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,22 +13,26 @@ import numpy as np
 from riverrun.tests.models.table import ROWS, Row, built
 
 Arrays = Iterator[np.ndarray]
+RATE = 8
+"""Tokens a second of media time: there are eleven text sessions, and a step of each token."""
 
 
 @dataclass(frozen=True)
 class Tiny:
     """A model of the service. row: of the table, whose weights it has. encoder: rows and width of its prompts'
-    embeddings; None: it takes none."""
+    embeddings; None: it takes none. more: arguments beside the row's."""
 
     name: str
     row: str
     stage: str
     encoder: tuple[int, int] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Puts its weights into `folder`; what its YAML says of it."""
         made = arguments(row(self.row), folder)
-        return {"name": self.name, "stage": self.stage, **made} | ({"encoder": self.prompts} if self.encoder else {})
+        about = {"name": self.name, "stage": self.stage, **made, "args": made["args"] | dict(self.more)}
+        return about | ({"encoder": self.prompts} if self.encoder else {})
 
     @property
     def prompts(self) -> str:
@@ -48,8 +52,8 @@ MODELS = {
         Tiny("easycontrol", "EasyControl", "generation", (6, 10)),
         Tiny("infvsr", "InfVSR", "super_resolution"),
         Tiny("infinitevggt", "InfiniteVGGT", "geometry"),
-        Tiny("lm", "text wedlm", "text"),
-        Tiny("locret", "Locret wedlm", "text"),
+        Tiny("lm", "text wedlm", "text", more={"rate": RATE}),
+        Tiny("locret", "Locret wedlm", "text", more={"rate": RATE}),
     )
 }
 

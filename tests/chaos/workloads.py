@@ -20,10 +20,9 @@ STATE_BYTES = 200_000
 LEAD_S = 1.0
 """Media that may be ahead of a player: rows of the table are quick, and many of them share the machine."""
 
-PROMPTS = 75
-"""One token each, answered by 20: what a language model of 2048 tokens has room for."""
+PROMPTS, TOKENS = 22, 400
+"""A prompt is one token, answered by 20."""
 
-TOKENS = 1400
 PROMPT = "a large red ball on green grass at noon"
 
 
@@ -114,7 +113,7 @@ PACED = {"lead": LEAD_S}
 def clip(model: str, name: str, seed: int) -> Workload:
     """Its client sends the first latents; then it goes on by itself."""
     inputs, params = Inputs(name, ("first",), TICKS_PER_SECOND // 8), row(name).params | {"prompt": "a fox"}
-    return Workload(name, alone(model, ["latents"], ["first"]), 320, seed, params, inputs=inputs, **PACED)
+    return Workload(name, alone(model, ["latents"], ["first"]), 160, seed, params, inputs=inputs, **PACED)
 
 
 def text(model: str, name: str, seed: int) -> Workload:
@@ -136,7 +135,7 @@ def tables() -> list[Workload]:
     frames = Inputs("InfVSR", ("frames",), 5625)
     views = Inputs("InfiniteVGGT", ("frames",), 9000)
     return [
-        Workload("LongLive", alone("longlive-tiny", ["frames"]), 640, 21, {"prompt": PROMPT}, **PACED),
+        Workload("LongLive", alone("longlive-tiny", ["frames"]), 320, 21, {"prompt": PROMPT}, **PACED),
         clip("ca2vdm", "Ca2-VDM", 22),
         clip("ca2vdm-rope", "Ca2-VDM, rope", 23),
         clip("ca2vdm-partial", "Ca2-VDM, partial", 24),
@@ -145,7 +144,7 @@ def tables() -> list[Workload]:
         Workload(
             "EasyControl, fed",
             alone("easycontrol", ["frames"], ["subject", "depth"]),
-            400,
+            200,
             27,
             EASY,
             inputs=Inputs("EasyControl", ("subject", "depth"), 9000),
@@ -154,21 +153,21 @@ def tables() -> list[Workload]:
         Workload(
             "EasyControl after a source",
             SOURCED,
-            640,
+            320,
             28,
             EASY | source(40, 50),
             inputs=Inputs("EasyControl", ("subject",), 9000),
             **PACED,
         ),
-        Workload("InfVSR, fed", alone("infvsr", ["frames"], ["frames"]), 600, 29, inputs=frames, **PACED),
-        Workload("InfVSR after a source", chain("mortal", "infvsr"), 640, 30, source(8, 12), **PACED),
+        Workload("InfVSR, fed", alone("infvsr", ["frames"], ["frames"]), 360, 29, inputs=frames, **PACED),
+        Workload("InfVSR after a source", chain("mortal", "infvsr"), 360, 30, source(8, 12), **PACED),
         Workload(
-            "InfiniteVGGT, fed", alone("infinitevggt", GEOMETRY, ["frames"]), 320, 31, small, inputs=views, **PACED
+            "InfiniteVGGT, fed", alone("infinitevggt", GEOMETRY, ["frames"]), 120, 31, small, inputs=views, **PACED
         ),
         Workload(
             "InfiniteVGGT after a source",
             chain("mortal", "infinitevggt", ports=GEOMETRY),
-            640,
+            160,
             32,
             source(28, 42) | later,
             **PACED,

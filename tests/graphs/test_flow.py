@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import PortWish
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import EventType, Frame, InputAck
+from riverrun.graphs.runner import SessionEnded
 from riverrun.models.base import BadRequest, Chunk
 from riverrun.store.records import SessionState
 
@@ -238,6 +240,26 @@ def test_paths_that_meet_again_neither_lock_nor_depend_on_speed(lab, run, slow):
 
 
 UP = graph("b", outputs={"frames": "b.frames"}, inputs={"video": "b.frames"})
+
+
+def test_input_under_way_when_the_last_frame_was_made_is_left_out(lab, run):
+    async def body():
+        rig = await lab.Rig(UP, {"b": lab.FakeStage(size=3, inputs=("frames",))}, max_frames=6).open()
+        reader = rig.controller(8)
+
+        async def feed():
+            for n in range(8):
+                data = lab.Ref(np.full((3, 2, 2, 3), n))
+                await rig.runner.push("video", Chunk("video", data, n * 3 * lab.TICKS, lab.TICKS, 3))
+
+        feeding = asyncio.create_task(feed())
+        frames, others = await lab.rest(reader)
+        assert (len(frames), lab.ended(others).reason) == (6, "all 6 frames were made")
+        with contextlib.suppress(SessionEnded):
+            await feeding
+        assert (await rig.runner.ended()).state is SessionState.CLOSED
+
+    run(body())
 
 
 def test_client_input_is_numbered_acked_and_bounded(lab, run):

@@ -30,6 +30,7 @@ from riverrun.models.generation.longlive import LongLive
 from riverrun.models.generation.vidgpt import ViDGPT
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 from riverrun.models.geometry.vggt import VGGT, VGGTConfig
+from riverrun.models.super_resolution.decoder import ConditionalDecoder, DecoderConfig
 from riverrun.models.super_resolution.guidance import VisualGuidance
 from riverrun.models.super_resolution.infvsr import InfVSR
 from riverrun.models.super_resolution.swin import SwinConfig
@@ -219,11 +220,21 @@ CONDITIONS = {"subjects": "subject", "spatials": "depth"}
 SWIN = SwinConfig(img_size=16, patch_size=4, embed_dim=4, depths=(2, 1), num_heads=(1, 2), window_size=2)
 
 
-def infvsr(folder: Path) -> InfVSR:
-    save(folder, "dit", WanModel(WAN), WAN)
-    save(folder, "vae", WanVAE(WAN_VAE), WAN_VAE)
-    save(folder, "swin", VisualGuidance(SWIN, WAN.text_dim), SWIN, std=0.1)
-    return InfVSR(**files(folder, weights="dit", vae="vae", guidance="swin"), height=8, width=12, device="cpu")
+CONDITIONAL = DecoderConfig(z_dim=4, width=6, latent_width=8, trunk=1, memory=2)
+
+
+def infvsr(*parts: str) -> Callable[[Path], InfVSR]:
+    """parts: beyond the three that every InfVSR has."""
+
+    def build(folder: Path) -> InfVSR:
+        save(folder, "dit", WanModel(WAN), WAN)
+        save(folder, "vae", WanVAE(WAN_VAE), WAN_VAE)
+        save(folder, "guidance", VisualGuidance(SWIN, WAN.text_dim), SWIN, std=0.1)
+        save(folder, "decoder", ConditionalDecoder(CONDITIONAL), CONDITIONAL, std=0.1)
+        more = files(folder, **{part: part for part in ("vae", "guidance", *parts)})
+        return InfVSR(**files(folder, weights="dit"), **more, height=8, width=12, device="cpu")
+
+    return build
 
 
 GEOMETRY = VGGTConfig(
@@ -378,11 +389,22 @@ ROWS = (
     ),
     Row(
         "InfVSR",
-        infvsr,
+        infvsr(),
         window=2,
         feed=frames("frames", (8, 12), 12),
         control=lambda revision: Control(revision, "parameters", {"new_scene": True}),
         breaks=lambda model: (model.vae, "decode_unclamped"),
+        holds="at most",
+        wrong=(({"height": 0}, "height and width must be at least 1"), ({"height": 9000, "width": 9000}, "at most")),
+        loose=("histories/",),
+    ),
+    Row(
+        "InfVSR decoder",
+        infvsr("decoder"),
+        window=2,
+        feed=frames("frames", (8, 12), 12),
+        control=lambda revision: Control(revision, "parameters", {"new_scene": True}),
+        breaks=lambda model: (model.decoder, "forward"),
         holds="at most",
         wrong=(({"height": 0}, "height and width must be at least 1"), ({"height": 9000, "width": 9000}, "at most")),
         loose=("histories/",),

@@ -41,6 +41,10 @@ def test_the_shipped_tokenizer_is_the_one_the_recipe_builds(rig):
 
 def test_they_are_small_and_each_has_a_card():
     files = sorted(WEIGHTS.glob("world-*.safetensors"))
-    assert [file.stem for file in files] == ["world-dit", "world-text", "world-vae"]
-    assert all(file.with_suffix(".md").is_file() and file.with_suffix(".json").is_file() for file in files)
+    vsr = [f"world-vsr-{part}" for part in ("decoder", "dit", "guidance", "vae")]
+    assert [file.stem for file in files] == ["world-dit", "world-text", "world-vae", *vsr]
+    cards = {file.stem: "world-vsr" if file.stem in vsr else file.stem for file in files}
+    assert all((WEIGHTS / f"{card}.md").is_file() for card in cards.values())
+    assert all(file.with_suffix(".json").is_file() for file in files)
     assert sum(file.stat().st_size for file in files) <= 20e6
+    assert sum(file.stat().st_size for file in files if file.stem in vsr) <= 8e6

@@ -24,7 +24,18 @@ def make(of: str, folder: str, **args: Any) -> StreamModel:
     """A model of class `of` ("package.module:Class"). folder: where it looks for whom to kill. args: of the class."""
     module, _, name = of.partition(":")
     cls = getattr(importlib.import_module(module), name)
-    return type(f"Mortal{name}", (Mortal, cls), {"folder": Path(folder)})(**args)
+    own = {"folder": Path(folder)} | ({"refill": _refill(cls)} if hasattr(cls, "refill") else {})
+    return type(f"Mortal{name}", (Mortal, cls), own)(**args)
+
+
+def _refill(cls: Any) -> Any:
+    """Of a model that restores what moves by it."""
+
+    def refill(self: Any, blank: Any, snapshot: Snapshot) -> Any:
+        self.strike_at_restore()
+        return cls.refill(self, blank, snapshot)
+
+    return refill
 
 
 class Mortal(StreamModel):
@@ -41,10 +52,13 @@ class Mortal(StreamModel):
         return self._ours(super().open(params, seed))
 
     def restore(self, params: Any, snapshot: Snapshot) -> Any:
+        self.strike_at_restore()
+        return self._ours(super().restore(params, snapshot))
+
+    def strike_at_restore(self) -> None:
         strike(self.folder, "restore")
         if (self.folder / f"commit-{os.getpid()}").exists():
             threading.Timer(COMMIT_S, strike, (self.folder, "commit")).start()
-        return self._ours(super().restore(params, snapshot))
 
     def _ours(self, state: Any) -> Any:
         if not hasattr(state, "is_mortal"):

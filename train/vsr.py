@@ -1,0 +1,172 @@
+"""Trains the tiny InfVSR: its decoder from the low-resolution frames, on film and rendered scenes.
+
+    python -m riverrun.train.vsr --out RUNDIR --part decoder [--minutes 30] [--steps 9000]
+
+Resumable like the generator: `vsr-decoder.pt` in the run's folder. Every 100 steps it says what is gained over bicubic
+on clips kept for that, and stops where that is nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from riverrun.models.super_resolution.decoder import enlarged
+from riverrun.train.data import store
+from riverrun.train.generator import keep_memory, train
+from riverrun.train.quality import psnr
+from riverrun.train.vsr_data import levels, load_pools, shrunk
+from riverrun.train.vsr_model import PARTS, Sizes, TinyVSR
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """steps sets the learning rate's schedule: warm-up, then a cosine. size: of the sharp crops. softness: residuals
+    below it count as squares (an L1 loss stays at bicubic). steadiness: weight of the change from frame to frame."""
+
+    steps: int = 9000
+    batch: int = 4
+    frames: int = 9
+    size: int = 96
+    rate: float = 1.5e-3
+    warm_up: int = 30
+    ema: float = 0.998
+    softness: float = 0.1
+    steadiness: float = 0.5
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        wave = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.rate * min(1.0, (step + 1) / self.warm_up) * max(0.01, wave)
+
+
+class Trainer:
+    """One run of one part: `advance` makes a step, `save` and `load` its checkpoint."""
+
+    file = "vsr-decoder.pt"
+
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes | None = None) -> None:
+        self.recipe, self.folder, self.step = recipe, folder, 0
+        torch.manual_seed(recipe.seed)
+        self.model, self.average = (TinyVSR(sizes or Sizes()) for _ in range(2))
+        self.average.load_state_dict(self.model.state_dict())
+        self.average.requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+        self.pool, watched = load_pools(folder / "data", recipe.seed)
+        self.watched = watched.draw(random.Random(7), 12, recipe.frames, recipe.size)
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.decoder.parameters())
+
+    def advance(self) -> float:
+        """One optimiser step; its loss."""
+        recipe = self.recipe
+        rng = random.Random(recipe.seed * 1_000_003 + self.step)
+        loss = self.loss(self.pool.draw(rng, recipe.batch, recipe.frames, recipe.size))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters(), 0.5)
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.rate_at(self.step)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self._follow()
+        self.step += 1
+        if self.step % 100 == 0:
+            self.watch()
+        return loss.item()
+
+    def _follow(self) -> None:
+        keep = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for average, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(now, 1 - keep)
+
+    def loss(self, sharp: Tensor) -> Tensor:
+        small, truth = levels(shrunk(sharp)), levels(sharp)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = self.restored(self.model, small)
+        return pixel_loss(ours, truth, self.recipe)
+
+    def restored(self, model: TinyVSR, small: Tensor) -> Tensor:
+        """(B, T, 3, h, w) -> (B, T, 3, H, W), both in [-1, 1]; here with latents of zero."""
+        b, t, _, h, w = small.shape
+        z = small.new_zeros(b, (t + 3) // 4, model.decoder.config.z_dim, h // 2, w // 2)
+        return model.decoder(z, small)
+
+    @torch.no_grad()
+    def watch(self) -> None:
+        """Says what the averaged weights gain. Raises SystemExit where the run is stuck at bicubic."""
+        small = shrunk(self.watched)
+        x = levels(small)
+        features: list[Tensor] = []
+        hook = self.average.decoder.head.register_forward_pre_hook(lambda _, given: features.append(given[0]))
+        ours = self.restored(self.average, x)
+        hook.remove()
+        bicubic = enlarged(x, self.average.decoder.config.scale)
+        gain = psnr(_as_pixels(ours), self.watched) - psnr(_as_pixels(bicubic), self.watched)
+        share = (ours - bicubic).abs().mean() / (levels(self.watched) - bicubic).abs().mean()
+        std = features[0].float().std((-2, -1)).mean()
+        print(f"  gain {gain:+.2f} dB, |r| {share:.2f} of the wanted, last features' std {std:.3f}", flush=True)
+        if self.step == 200 and gain < 0.3:
+            raise SystemExit(f"stuck: {gain:+.2f} dB after 200 steps")
+
+    def save(self) -> None:
+        state = {
+            "step": self.step, "weights": self.model.state_dict(), "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+        store(state, self.folder / self.file)
+
+    def load(self) -> bool:
+        """Goes on from the folder's checkpoint, if there is one."""
+        path = self.folder / self.file
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["weights"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        return True
+
+
+def pixel_loss(ours: Tensor, truth: Tensor, recipe: Recipe) -> Tensor:
+    """Of the pictures, and of what changes from one to the next."""
+    apart = ours.float() - truth
+    return _soft(apart, recipe.softness) + recipe.steadiness * _soft(apart.diff(dim=1), recipe.softness)
+
+
+def _soft(apart: Tensor, softness: float) -> Tensor:
+    return (apart.square() + softness**2).sqrt().mean()
+
+
+def _as_pixels(x: Tensor) -> Tensor:
+    return ((x + 1) * 127.5).clamp(0, 255)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop this call after so long")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    args = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(1)
+    trainer = Trainer(Recipe(steps=args.steps), args.out)
+    print("goes on" if trainer.load() else "starts", "at step", trainer.step, flush=True)
+    train(trainer, args.minutes, 100)
+
+
+if __name__ == "__main__":
+    main()
