@@ -63,6 +63,7 @@ from riverrun.models.super_resolution.scenes import (
     SceneChunk,
     SceneSplitter,
     revision_of,
+    uneven_times,
 )
 from riverrun.models.super_resolution.swin import SWIN_L, SwinConfig
 from riverrun.models.super_resolution.tiles import TiledVAE, Tiling
@@ -156,6 +157,7 @@ class InfVSR(StreamModel):
             fps=self.options.fps,
             controls=("parameters",),
             frame_shape=(height * self.options.scale, width * self.options.scale),
+            sizes_vary=True,
             retained_bytes=self._session_bytes(height, width, params.find_scenes),
         )
 
@@ -277,10 +279,11 @@ class InfVSR(StreamModel):
             port="frames",
             data=levels.permute(0, 2, 3, 1).contiguous().cpu().numpy(),  # (T, H, W, 3)
             pts=first.pts,
-            frame_ticks=first.ticks,
+            frame_ticks=chunk.frames[-1].ticks,
             frames=len(levels),
             first_frame=state.frames,
             revision=state.revision,
+            times=uneven_times(chunk.frames),
         )
         state.frames += len(levels)
         return emitted
