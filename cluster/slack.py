@@ -1,0 +1,68 @@
+"""Which chunk is made next, and which sessions share a step: by playout slack.
+
+Slack is what the viewer has left to play, less what has to be done before the next chunk is there: seconds until the
+picture stands still. It is negative for one that stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A session whose next chunk can be made. lead_s: media made and not yet played. key: sessions with an equal one
+    may share a step. since: when it became ready. is_new: it has shown nothing yet, and counts as most urgent."""
+
+    id: str
+    lead_s: float
+    key: object
+    since: float
+    is_new: bool = False
+
+    @property
+    def urgency(self) -> tuple[float, float, str]:
+        """Sorts the most urgent first."""
+        return (float("-inf") if self.is_new else self.lead_s, self.since, self.id)
+
+
+def order(ready: Sequence[Ready]) -> list[Ready]:
+    """Least slack first; then who has waited longest."""
+    return sorted(ready, key=lambda each: each.urgency)
+
+
+def batch(ready: Sequence[Ready], batch_ms: Callable[[int], float], spend: float = 0.5, most: int = 64) -> list[Ready]:
+    """The most urgent session and those that share its step with it.
+
+    batch_ms: how long a step of n takes, as far as is known. One more is taken while the step stays within the share
+    `spend` of the slack of the most urgent one (and takes less time for each than alone): a late session, which has no
+    slack, is held up by none. Under overload all are late, and each goes alone, by its waiting.
+    """
+    if not ready:
+        return []
+    first, *others = order(ready)
+    alone = batch_ms(1)
+    slack_ms = 0.0 if first.is_new else max(first.lead_s * 1000, 0.0)
+    chosen = [first]
+    for other in others:
+        if len(chosen) == most:
+            break
+        if other.key != first.key:
+            continue
+        took = batch_ms(len(chosen) + 1)
+        if took > max(spend * slack_ms, alone) or took / (len(chosen) + 1) > alone:
+            break
+        chosen.append(other)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A session ahead of its viewer by more than `park_s` is left alone until the lead is below `wake_s`."""
+
+    park_s: float = 1.0
+    wake_s: float = 0.4
+
+    def is_parked(self, lead_s: float, was_parked: bool) -> bool:
+        return lead_s > (self.wake_s if was_parked else self.park_s)
