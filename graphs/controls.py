@@ -58,18 +58,21 @@ class ControlDesk:
         self._last = self._paused_by = 0
         self._receipts: OrderedDict[int, list[Receipt]] = OrderedDict()
         self._pending: dict[int, set[str]] = {}
+        self._uncarried: dict[int, set[str]] = {}  # stages that have yet to carry a control
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._encodings: asyncio.Queue[_Arrival] = asyncio.Queue()
 
     async def go_on(self, lines: Sequence[ControlEntry], logs: Mapping[str, StepLog], seen: Mapping[str, int]) -> None:
         """Takes up the control log of a session that others have run before.
 
-        logs: by stage; they get what each step carried. seen: the newest revision each stage was given. What has
-        arrived and was not carried by all its stages is handed on again, and the last pause holds.
+        logs: by stage; they get what each step carried that may be made again. seen: the newest revision each stage was
+        given. What has arrived and was not carried by all its stages is handed on again, and the last pause holds.
         """
         carried = {(line.revision, line.stage) for line in lines if line.step >= 0}
         for line in lines:
             self._last = max(self._last, line.revision)
+            if 0 <= line.step < logs[line.stage].base:
+                continue
             if line.kind == ENDS:
                 logs[line.stage].ends_at = line.step
             elif line.kind == DECIDED:
@@ -82,13 +85,16 @@ class ControlDesk:
         for _, line in sorted(arrived.items()):  # a line may be there twice, and the second time late
             control = Control(line.revision, line.kind, line.value)
             if line.kind == PAUSE:
+                self._keeper.handled(line.revision)
                 await self._pause(line.value)
                 continue
             targets = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
             if due := tuple(s for s in targets if line.revision > seen[s]):
                 self._receipts[line.revision] = []
-                self._pending[line.revision] = set(due)
+                self._pending[line.revision], self._uncarried[line.revision] = set(due), set(due)
                 self._encodings.put_nowait(_Arrival(control, line.stage, due))
+            else:
+                self._keeper.handled(line.revision)
 
     def take(self, control: Control, stage: str) -> None:
         """Raises BadRequest (revision not rising, kind, stage, value), Unavailable (too many are waiting).
@@ -104,11 +110,13 @@ class ControlDesk:
         targets = self._targets(control, stage)
         if len(self._pending) >= MAX_WAITING:
             raise Unavailable(f"{MAX_WAITING} controls are waiting to be applied; send the next when one was")
+        if self._keeper.is_full:
+            raise Unavailable("too many controls since the last checkpoint; send the next when another was taken")
         self._last = control.revision
         self._receipts[control.revision] = []
         while len(self._receipts) > REMEMBERED + MAX_WAITING:
             self._receipts.popitem(last=False)
-        self._pending[control.revision] = set(targets)
+        self._pending[control.revision], self._uncarried[control.revision] = set(targets), set(targets)
         self._arrivals.put_nowait(_Arrival(control, stage, targets))
 
     def check(self) -> None:
@@ -160,6 +168,7 @@ class ControlDesk:
                 ready = [(stage, await self._embedded(arrival.control, stage)) for stage in arrival.targets]
             except (BadRequest, Unavailable, Corrupt) as error:
                 self._settle(Receipt(arrival.control.revision, ReceiptStage.REJECTED, message=str(error)))
+                self._handled(arrival.control.revision)
                 continue
             for stage, control in ready:
                 self._hand(stage, control)
@@ -171,6 +180,7 @@ class ControlDesk:
             where = await self._pause(control.value)
         else:
             where = await self._pause(True)
+        self._handled(control.revision)
         self._settle(Receipt(control.revision, ReceiptStage.APPLIED, *where))
 
     async def _embedded(self, control: Control, stage: str) -> Control:
@@ -192,6 +202,14 @@ class ControlDesk:
                 self._settle(Receipt(control.revision, ReceiptStage.REJECTED, message=refused[control.revision]))
             kind, value = (REFUSED, None) if control.revision in refused else (control.kind, control.value)
             await self._keeper.log(ControlEntry(control.revision, kind, value, stage, reply.seq, next_chunk))
+            left = self._uncarried.get(control.revision, set())
+            left.discard(stage)
+            if not left:
+                self._handled(control.revision)
+
+    def _handled(self, revision: int) -> None:
+        self._uncarried.pop(revision, None)
+        self._keeper.handled(revision)
 
     def made(self, stage: str, revision: int, chunk: int, frame: int) -> None:
         """A stage made its first chunk since it took a control; says `applied` when the last of them did."""

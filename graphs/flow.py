@@ -113,6 +113,7 @@ class Flow:
             self._protect(durability, encoders, config)
 
     def _protect(self, durability: Durability, encoders: Mapping[str, EncoderHandle], config: RunnerConfig) -> None:
+        self._keeper.is_replayed = True
         self.saver = Saver(
             self._keeper,
             self.epoch,

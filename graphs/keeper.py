@@ -22,10 +22,14 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 class RecordKeeper:
     """The one writer of a session's record and control log.
 
-    The log is bounded to `keep` lines; the newest line per (kind, stage) that fell out of it lives in `record.folded`.
-    A store that can't be reached, or takes longer than `timeout_s`, costs a warning: log lines wait here (bounded) and
-    are written before the next record, which the runner commits every few seconds. `Conflict` (another runner has the
-    session) is raised: the caller must stop.
+    A line leaves the log, with the next record, when no replay needs it (`forget`, `handled`). The newest line per
+    (kind, stage) that left lives in `record.folded`, and `record.folded_to` says from which step of a stage on all
+    lines are there. Beyond `keep` lines the oldest leave whether they are needed or not; a session that is never
+    replayed (`is_replayed`) is no worse for that, another one takes no controls before (`is_full`).
+
+    A store that can't be reached, or takes longer than `timeout_s`, costs a warning and that time, once: until it is
+    back log lines wait here and nobody waits for them. They are written with the record, which the runner commits
+    every few seconds. `Conflict` (another runner has the session) is raised: the caller must stop.
     """
 
     def __init__(self, record: SessionRecord, store: Store, clock: Clock, keep: int, timeout_s: float):
@@ -35,33 +39,77 @@ class RecordKeeper:
         self._keep = keep
         self._timeout_s = timeout_s
         self._lines: deque[ControlEntry] = deque()
-        self._unwritten: deque[ControlEntry] = deque(maxlen=keep)
+        self._unwritten: deque[ControlEntry] = deque()
+        self._due = 0  # lines at the head of the stored log that have left this one
         self._folded: dict[tuple[str, str], ControlEntry] = {(e.kind, e.stage): e for e in record.folded}
+        self._folded_to = dict(record.folded_to)
+        self._floors: dict[str, int] = {}
+        self._open: set[int] = set()
         self._lock = asyncio.Lock()
         self._away = False
+        self.is_replayed = False
 
     async def log(self, entry: ControlEntry) -> None:
         """Appends to the control log; when it returns the line is in the store, or the store is away."""
+        if len(self._lines) >= self._keep:
+            self._fold(len(self._lines) - self._keep + 1)
         self._lines.append(entry)
-        while len(self._lines) > self._keep:
-            old = self._lines.popleft()
-            if old.kind not in (REFUSED, DECIDED):
-                self._folded[old.kind, old.stage] = old
         self._unwritten.append(entry)
+        if _is_arrival(entry):
+            self._open.add(entry.revision)
+        if self._away:
+            return
         async with self._lock:
-            await self._softly(self._write_lines)
+            if not self._away:  # it may have gone while we waited for another line
+                await self._softly(self._write_lines)
 
     async def lines(self) -> tuple[ControlEntry, ...]:
         """The control log as the store has it, oldest first, with what was folded before it. Raises Unavailable."""
         self._lines = deque(await self._store.read_log(self.record.id))
+        self._open = {line.revision for line in self._lines if _is_arrival(line)}
         return (*self.record.folded, *self._lines)
 
     async def commit(self, **changes: Any) -> None:
         """Changes the record and writes it, and lines that are still to be written."""
-        folded = tuple(self._folded.values())
-        self.record = replace(self.record, **changes, folded=folded, updated=self._clock.now())
+        self._fold(0)
+        folded = {"folded": tuple(self._folded.values()), "folded_to": dict(self._folded_to)}
+        self.record = replace(self.record, **changes, **folded, updated=self._clock.now())
         async with self._lock:
             await self._softly(self._write_record)
+
+    def forget(self, stage: str, before: int) -> None:
+        """No step of the stage before this one will ever be made again."""
+        self._floors[stage] = before
+
+    def handled(self, revision: int) -> None:
+        """Every stage that a control is for has carried it, or it was refused."""
+        self._open.discard(revision)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for more controls: what those before them still have to say would drive out lines
+        that a replay needs."""
+        if not self.is_replayed or 2 * len(self._lines) < self._keep:
+            return False
+        self._fold(0)
+        return 2 * len(self._lines) >= self._keep
+
+    def _fold(self, must: int) -> None:
+        """Lines that may leave the head of the log do, and so many in any case."""
+        while self._lines and (must > 0 or (self.is_replayed and self._may_leave(self._lines[0]))):
+            must -= 1
+            if len(self._unwritten) == len(self._lines):
+                self._unwritten.popleft()
+            else:
+                self._due += 1
+            line = self._lines.popleft()
+            if line.kind not in (REFUSED, DECIDED):
+                self._folded[line.kind, line.stage] = line
+            if not _is_arrival(line):
+                self._folded_to[line.stage] = max(self._folded_to.get(line.stage, 0), line.step + 1)
+
+    def _may_leave(self, line: ControlEntry) -> bool:
+        return line.revision not in self._open if _is_arrival(line) else line.step < self._floors.get(line.stage, 0)
 
     async def catch_up(self) -> None:
         """Returns when the store has the record as it is here; while it is away, asks again, ever more seldom.
@@ -90,18 +138,28 @@ class RecordKeeper:
     async def _write_lines(self) -> None:
         while self._unwritten:
             try:
-                await self._store.log(self.record, self._unwritten[0], self._keep)
+                await self._append(line := self._unwritten[0])
             except Conflict:
                 await self._reconcile()
                 if not self._unwritten:
                     return
-                await self._store.log(self.record, self._unwritten[0], self._keep)
-            self._unwritten.popleft()
+                await self._append(line := self._unwritten[0])
+            if self._unwritten and self._unwritten[0] is line:
+                self._unwritten.popleft()
+            else:
+                self._due += 1  # it left while it was being written
+
+    async def _append(self, line: ControlEntry) -> None:
+        await self._store.log(self.record, line)
 
     async def _write_record(self) -> None:
-        written = await self._insist(lambda: self._store.update(self.record))
+        due, written = await self._insist(self._update)
         self.record = replace(self.record, version=written.version)
+        self._due -= due
         await self._write_lines()
+
+    async def _update(self) -> tuple[int, SessionRecord]:
+        return (due := self._due), await self._store.update(self.record, due)
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Writes, again where an own write whose answer was lost came between. Raises Conflict, Unavailable."""
@@ -123,7 +181,13 @@ class RecordKeeper:
         if (stored.id, stored.epoch, stored.nonce) != (ours.id, ours.epoch, ours.nonce):
             raise Conflict(f"session {ours.id} was taken over (epoch {stored.epoch}, ours is {ours.epoch})")
         self.record = replace(self.record, version=stored.version)
-        self._unwritten = deque(_after(lines[-1] if lines else None, self._lines), maxlen=self._keep)
+        self._unwritten = deque(_after(lines[-1] if lines else None, self._lines))
+        self._due = next((place for place, line in enumerate(lines) if line in self._lines), len(lines))
+
+
+def _is_arrival(line: ControlEntry) -> bool:
+    """Whether it says that a control came; others say what a step of a stage carried."""
+    return line.step < 0
 
 
 def _after(last: ControlEntry | None, lines: Sequence[ControlEntry]) -> Sequence[ControlEntry]:

@@ -130,9 +130,10 @@ class Recovery:
         known: list[Manifest | None] = [
             m
             for m in self.saver.book(driver.name).usable(driver.acked)
-            if all(edge.base <= m.mark.consumed.get(port, 0) for port, edge in driver.inputs.items())
+            if m.mark.seq >= driver.log.base
+            and all(edge.base <= m.mark.consumed.get(port, 0) for port, edge in driver.inputs.items())
         ]
-        is_whole = all(edge.base == 0 for edge in driver.inputs.values())
+        is_whole = not driver.log.base and all(edge.base == 0 for edge in driver.inputs.values())
         return [*known, None] if is_whole else known
 
     async def opening(self, stage: str) -> OpenRequest:

@@ -188,6 +188,7 @@ class Saver:
                 if edge.from_client and edge.base > before:
                     self.on_input_durable(edge)
             driver.log.forget(floor.seq)
+            self.keeper.forget(name, floor.seq)
             for manifest in book.outdated(driver.acked):
                 book.drop(manifest)
                 self.spawn(self._delete(manifest))

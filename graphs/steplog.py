@@ -12,9 +12,11 @@ from riverrun.models.base import Control
 
 @dataclass
 class StepLog:
-    """done: steps made and handed on; those before it are repeats. ends_at: the step that flushes a source, once one
+    """base: steps before it are never made again, and what they carried is forgotten. done: steps made and handed on;
+    those before it are repeats. ends_at: the step that flushes a source, once one
     was chosen. controls, decisions: by step, where there were any."""
 
+    base: int = 0
     done: int = 0
     ends_at: int | None = None
     controls: dict[int, tuple[Control, ...]] = field(default_factory=dict)
@@ -35,6 +37,7 @@ class StepLog:
 
     def forget(self, before: int) -> None:
         """The stage will never begin again before this step."""
+        self.base = before
         self.controls = _from(self.controls, before)
         self.decisions = _from(self.decisions, before)
 

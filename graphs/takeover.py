@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Stand:
     """Where one stage was found. mark: it stands there. kept: replies that are still wanted; none if it was restored.
-    floor: it may begin again there, and no earlier. lives: nothing was lost."""
+    floor: it may begin again there, and no earlier. logged: of the steps before that one the log may not have all.
+    lives: nothing was lost."""
 
     handle: StageHandle
     placement: Placement
@@ -47,6 +48,7 @@ class Stand:
     floor: Mark
     lives: bool
     life: int = 0
+    logged: int = 0
 
     def begins(self, port: str) -> tuple[int, int]:
         """Number of the first chunk on an output port that it still has or will make, and of its first frame."""
@@ -99,13 +101,15 @@ class TakeOver:
             return None
         acked = reply.kept[0].seq - 1 if reply.kept else reply.mark.seq - 1
         floor = self._book(name).floor(acked)
-        return Stand(handle, placement, reply.description, reply.mark, reply.kept, floor, True, reply.life)
+        return Stand(
+            handle, placement, reply.description, reply.mark, reply.kept, floor, True, reply.life, self._logged(name)
+        )
 
     async def _restored(self, name: str, behind: Mapping[str, Stand]) -> Stand:
         old = self.record.placement.get(name)
         handle, placement = await self.durability.placer.place(name, old.incarnation if old else "")
         opening = await self.opening(name)
-        for life, source in enumerate((*self._usable(name, behind), None), start=1):
+        for life, source in enumerate(self._sources(name, behind), start=1):
             self._placed.append((handle, life))
             try:
                 work = handle.restore(RestoreRequest(opening, life, source))
@@ -117,8 +121,17 @@ class TakeOver:
                 continue
             floor = self._book(name).floor(reply.mark.seq - 1)
             placement = replace(placement, incarnation=reply.incarnation)
-            return Stand(handle, placement, reply.description, reply.mark, (), floor, False, life)
-        raise AssertionError("the last source raises")
+            about = (handle, placement, reply.description, reply.mark, (), floor)
+            return Stand(*about, lives=False, life=life, logged=self._logged(name))
+        raise Corrupt(f"stage {name!r} is lost: no checkpoint can be used, and what its first steps carried is gone")
+
+    def _sources(self, name: str, behind: Mapping[str, Stand]) -> list[Manifest | None]:
+        """Checkpoints to try; at last the beginning, where it is known what all steps carried."""
+        return [*self._usable(name, behind), *([] if self._logged(name) else [None])]
+
+    def _logged(self, name: str) -> int:
+        """The first step of a stage from which on the log has every line."""
+        return self.record.folded_to.get(name, 0)
 
     def _usable(self, name: str, behind: Mapping[str, Stand]) -> list[Manifest]:
         """Newest first: those before which nobody behind the stage wants anything.
@@ -146,7 +159,8 @@ class TakeOver:
         return max(had, noted.emitted) if noted and not noted.is_read else had
 
     def _book(self, name: str) -> CheckpointBook:
-        return CheckpointBook(m for m in self.found if m.stage == name)
+        """Checkpoints after which it is known what the steps carried."""
+        return CheckpointBook(m for m in self.found if m.stage == name and m.mark.seq >= self._logged(name))
 
 
 def _wanted(edge: Edge, behind: Mapping[str, Stand]) -> int:
@@ -167,6 +181,7 @@ async def settle(flow: Flow, stands: Mapping[str, Stand], lines: Sequence[Contro
     for name, driver in flow.drivers.items():
         stand = stands[name]
         driver.life = stand.life
+        driver.log.forget(max(stand.floor.seq, stand.logged))
         driver.resume(stand.mark, stand.kept)
     for edge in flow.edges.values():
         edge.found()

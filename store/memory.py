@@ -72,10 +72,13 @@ class MemoryStore:
         page = tuple(rows[:size])
         return Page(page, make_token(page[-1]) if len(rows) > size else "")
 
-    async def update(self, record: SessionRecord) -> SessionRecord:
+    async def update(self, record: SessionRecord, drop: int = 0) -> SessionRecord:
         stored = await self._held(record)
         if stored.version != record.version:
             raise Conflict(f"session {record.id} has version {stored.version}, not {record.version}")
+        lines = self._logs.get(record.id, deque())
+        for _ in range(min(drop, len(lines))):
+            lines.popleft()
         return self._write(replace(record, version=record.version + 1))
 
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
@@ -86,12 +89,9 @@ class MemoryStore:
             raise BadRequest(f"epoch {epoch} must be above {stored.epoch}")
         return self._write(replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
 
-    async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
+    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
         await self._held(record)
-        lines = self._logs.setdefault(record.id, deque())
-        lines.append(entry.to_json())
-        while len(lines) > keep:
-            lines.popleft()
+        self._logs.setdefault(record.id, deque()).append(entry.to_json())
 
     async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
         self._expire()

@@ -154,7 +154,8 @@ class SessionRecord:
     params: per stage, after `route_params`. version: rises by one with each write (0: never written).
     epoch, nonce: the fencing token of the runner in charge. placement, steps: per stage; steps is the next step number.
     consumed, forgotten: chunks taken, and those of them that nobody keeps any more, per "stage.port". ports: per graph
-    output. folded: controls in force that the bounded log no longer holds. lead_s: media it may be ahead of its
+    output. folded: controls in force that the log no longer holds. folded_to: by stage, the first step whose lines the
+    log still has for certain. lead_s: media it may be ahead of its
     controller (0: no limit). manifests: checkpoints, in short. token_digest: sha256 of the resume token, hex.
     """
 
@@ -178,6 +179,7 @@ class SessionRecord:
     forgotten: Mapping[str, int] = field(default_factory=dict)
     ports: Mapping[str, PortMark] = field(default_factory=dict)
     folded: tuple[ControlEntry, ...] = ()
+    folded_to: Mapping[str, int] = field(default_factory=dict)
     manifests: tuple[Mapping[str, Any], ...] = ()
     created: float = 0.0
     updated: float = 0.0
@@ -281,8 +283,9 @@ class Store(Protocol):
     ) -> Page:
         """A page, newest first, of one tenant's or (None) all. Raises BadRequest for a token that is none."""
 
-    async def update(self, record: SessionRecord) -> SessionRecord:
+    async def update(self, record: SessionRecord, drop: int = 0) -> SessionRecord:
         """Replaces the record if the stored one has the same version, epoch and nonce; returns it with version + 1.
+        drop: so many lines leave the head of its control log, in the same moment.
 
         Each record stays for a while after its last write (`Ttls`), then expires. Raises Conflict if they differ or the
         record is gone.
@@ -291,8 +294,8 @@ class Store(Protocol):
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
         """Puts a new runner in charge: sets a higher epoch and its nonce. Raises Conflict, BadRequest if not higher."""
 
-    async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
-        """Appends to the session's control log and cuts it to its last `keep` lines. Raises Conflict as `update`."""
+    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
+        """Appends to the session's control log. Raises Conflict as `update`."""
 
     async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
         """The control log, oldest first."""

@@ -1,7 +1,7 @@
 """Sessions in Redis (or Valkey): one hash and one list a session, an index for paging, a heartbeat a gateway.
 
     rr:{<session>}:record   hash: version, epoch, nonce, json     (the braces keep a session in one cluster slot)
-    rr:{<session>}:log      list: control log, bounded
+    rr:{<session>}:log      list: control log, cut with the record
     rr:client:<tenant>:<client_id>   the session that a client id stands for
     rr:tenant:<tenant>      sorted set: what counts as its sessions (`store/tenants.py`)
     rr:sessions             sorted set: session by time of creation; a hint, mended as pages are read and sessions come
@@ -58,6 +58,7 @@ _WRITE = """
 local at = redis.call('HMGET', KEYS[1], 'version', 'epoch', 'nonce')
 if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] or at[3] ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[4], 'epoch', ARGV[5], 'nonce', ARGV[6], 'json', ARGV[7])
+redis.call('LTRIM', KEYS[2], ARGV[9], -1)
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
 redis.call('PEXPIRE', KEYS[2], ARGV[8])
 return 1
@@ -66,8 +67,7 @@ _LOG = """
 local at = redis.call('HMGET', KEYS[1], 'epoch', 'nonce')
 if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] then return 0 end
 redis.call('RPUSH', KEYS[2], ARGV[3])
-redis.call('LTRIM', KEYS[2], -tonumber(ARGV[4]), -1)
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
 """
 _CLAIM = """
@@ -204,8 +204,8 @@ class SessionStore:
             await self._redis.zrem(INDEX, *gone)
         return [SessionRecord.from_json(text) for text in texts if text is not None]
 
-    async def update(self, record: SessionRecord) -> SessionRecord:
-        return await self._replace(record, replace(record, version=record.version + 1))
+    async def update(self, record: SessionRecord, drop: int = 0) -> SessionRecord:
+        return await self._replace(record, replace(record, version=record.version + 1), drop)
 
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
         stored = await self.get(session)
@@ -215,10 +215,10 @@ class SessionStore:
             raise BadRequest(f"epoch {epoch} must be above {stored.epoch}")
         return await self._replace(stored, replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
 
-    async def _replace(self, old: SessionRecord, new: SessionRecord) -> SessionRecord:
+    async def _replace(self, old: SessionRecord, new: SessionRecord, drop: int = 0) -> SessionRecord:
         ttl = self._ttl_ms(new)
         guard: Args = [old.version, old.epoch, old.nonce]
-        fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl]
+        fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl, drop]
         with _reached():
             if not await self._write(keys=[record_key(new.id), log_key(new.id)], args=guard + fields):
                 raise Conflict(f"session {new.id} is not version {old.version} of epoch {old.epoch} any more")
@@ -231,8 +231,8 @@ class SessionStore:
     def _ttl_ms(self, record: SessionRecord) -> int:
         return int(self._ttls.of(record.state) * 1000)
 
-    async def log(self, record: SessionRecord, entry: ControlEntry, keep: int) -> None:
-        args: Args = [record.epoch, record.nonce, entry.to_json(), keep, self._ttl_ms(record)]
+    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
+        args: Args = [record.epoch, record.nonce, entry.to_json(), self._ttl_ms(record)]
         with _reached():
             if not await self._log(keys=[record_key(record.id), log_key(record.id)], args=args):
                 raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")

@@ -24,11 +24,11 @@ class AwayStore(MemoryStore):
 
     away, refused = False, 0
 
-    async def update(self, record):
+    async def update(self, record, drop=0):
         if self.away:
             self.refused += 1
             raise Unavailable("connection refused")
-        return await super().update(record)
+        return await super().update(record, drop)
 
 
 class Idle:

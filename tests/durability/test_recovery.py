@@ -76,7 +76,7 @@ def test_a_control_that_comes_while_steps_are_made_again_waits_for_a_new_one(w, 
         await runner.control(Control(1, "prompt", "other"))
         await client.read(runner)
         await runner.ended()
-        carried = [line for line in await world.store.read_log("s1") if line.revision and line.step >= 0]
+        carried = [line for line in world.store.logged if line.revision and line.step >= 0]
         assert [line.step >= made for line in carried] == [True]
         revisions = [frame.revision for frame in client.frames]
         assert revisions == sorted(revisions)

@@ -79,7 +79,7 @@ def test_the_chunk_that_begins_at_or_after_the_frame(w, clock, run, at, expected
             seen.append(options[tuple(first.array[1, 1])])
             assert first.revision == seen[-1]
         assert seen == expected
-        lines = await world.store.read_log("s1")
+        lines = world.store.logged
         assert [(line.revision, line.chunk) for line in lines if line.revision] == logged
 
     run(body())
@@ -113,7 +113,7 @@ def test_other_stages_are_left_alone_and_prompts_are_encoded_before_the_first_st
         assert encoder.asked == ["p0", "p1", "later"]  # p0: it was opened with
         client = w.Client()
         await client.read(runner)
-        lines = [(line.revision, line.stage) for line in await world.store.read_log("s1") if line.revision]
+        lines = [(line.revision, line.stage) for line in world.store.logged if line.revision]
         assert lines == [(1, "b"), (2, "b")]
         await runner.ended()
 

@@ -30,7 +30,7 @@ from riverrun.models.base import Unavailable
 from riverrun.models.synthetic import Synthetic
 from riverrun.store.checkpoints import Engine
 from riverrun.store.memory import MemoryBlobs, MemoryStore
-from riverrun.store.records import Placement, SessionRecord
+from riverrun.store.records import ControlEntry, Placement, SessionRecord
 
 
 class AtOnce(Executor):
@@ -152,13 +152,25 @@ def _read(data: Any) -> np.ndarray:
     return data
 
 
+class Logging(MemoryStore):
+    """Knows every line that was ever logged."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.logged: list[ControlEntry] = []
+
+    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
+        await super().log(record, entry)
+        self.logged.append(entry)
+
+
 class World:
     """actors: by name. hop: called for every message; a schedule puts its own there."""
 
     def __init__(self, clock: Any, actors: int = 3, places: int = 8):
         self.clock = clock
         self.blobs = MemoryBlobs(clock.now)
-        self.store = MemoryStore(now=clock.now)
+        self.store = Logging(now=clock.now)
         self.actors = {f"a{n}": Actor(self, f"a{n}", places) for n in range(actors)}
         self.gate = Gate(2)
         self.places = places
@@ -203,14 +215,20 @@ class World:
         return runner
 
     async def take_over(
-        self, graph: Graph, config: RunnerConfig, received: Mapping[str, int] | None = None, session: str = "s1"
+        self,
+        graph: Graph,
+        config: RunnerConfig,
+        received: Mapping[str, int] | None = None,
+        session: str = "s1",
+        encoders: Any = None,
     ) -> Runner:
         """Another gateway goes on with the session."""
         stored = await self.store.get(session)
         assert stored is not None
         epoch = max(next(self.epochs), stored.epoch + 1)
         record = await self.store.take(session, stored.version, epoch, f"n{epoch}")
-        runner = Runner(record, graph, {}, {}, self.store, self.clock, config, durability=self.durability())
+        outside = (encoders or {}, self.store, self.clock, config)
+        runner = Runner(record, graph, {}, *outside, durability=self.durability())
         self.runners.append(runner)
         await runner.resume(received)
         return runner

@@ -246,6 +246,7 @@ def test_the_log_is_bounded_and_folds_into_the_record(lab, run):
         for n in range(2, 12):
             await rig.runner.control(Control(n, "prompt", f"prompt {n}"))
             await lab.take(reader, 8)
+        await rig.clock.advance(5)
         assert len(await rig.store.read_log("s1")) == 4
         await rig.close()
         folded = {(e.kind, e.stage): e.value for e in (await rig.store.get("s1")).folded}

@@ -349,18 +349,18 @@ class FlakyStore(MemoryStore):
 
     away = deaf = False
 
-    async def update(self, record):
+    async def update(self, record, drop=0):
         if self.away:
             raise Unavailable("connection refused")
-        written = await super().update(record)
+        written = await super().update(record, drop)
         if self.deaf:
             raise Unavailable("connection reset")
         return written
 
-    async def log(self, record, entry, keep):
+    async def log(self, record, entry):
         if self.away:
             raise Unavailable("connection refused")
-        await super().log(record, entry, keep)
+        await super().log(record, entry)
 
 
 def test_a_stream_goes_on_while_the_store_is_away(lab, run, caplog):
@@ -470,10 +470,10 @@ async def assert_left_to_the_new_owner(rig, taken):
 
 def test_a_slow_store_does_not_hold_the_frames(lab, run):
     class Slow(MemoryStore):
-        async def update(self, record):
+        async def update(self, record, drop=0):
             if record.ports:
                 await asyncio.Event().wait()
-            return await super().update(record)
+            return await super().update(record, drop)
 
     async def body():
         rig = lab.Rig(CHAIN, chain(lab), store=Slow(), config=RunnerConfig(commit_every_s=1.0))

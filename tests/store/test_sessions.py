@@ -89,7 +89,7 @@ def test_taking_over_fences_the_old_runner_off(with_store):
         with pytest.raises(Conflict):
             await store.update(old)
         with pytest.raises(Conflict):
-            await store.log(old, ControlEntry(1, "prompt"), keep=4)
+            await store.log(old, ControlEntry(1, "prompt"))
         with pytest.raises(Conflict):
             await store.take("a", old.version, 3, "third")
         assert (await store.update(new)).version == 3
@@ -123,13 +123,18 @@ def test_pages_newest_first_with_and_without_ended_ones(with_store):
     with_store(body)
 
 
-def test_the_control_log_is_bounded_and_in_order(with_store):
+def test_the_control_log_is_in_order_and_cut_with_the_record(with_store):
     async def body(store: Store) -> None:
         made = await store.create(record())
         assert await store.read_log("a") == ()
         for i in range(10):
-            await store.log(made, ControlEntry(i, "prompt", {"text": f"prompt {i}"}), keep=4)
+            await store.log(made, ControlEntry(i, "prompt", {"text": f"prompt {i}"}))
+        assert [e.revision for e in await store.read_log("a")] == list(range(10))
+        with pytest.raises(Conflict):
+            await store.update(replace(made, version=7), 3)
+        made = await store.update(made, 6)
         assert [e.revision for e in await store.read_log("a")] == [6, 7, 8, 9]
+        await store.update(made)
         assert (await store.read_log("a"))[0] == ControlEntry(6, "prompt", {"text": "prompt 6"})
         await store.delete("a")
         assert await store.read_log("a") == ()
@@ -140,7 +145,7 @@ def test_the_control_log_is_bounded_and_in_order(with_store):
 def test_an_ended_record_expires(with_store):
     async def body(store: Store) -> None:
         made = await store.create(record(client_id="mine"))
-        await store.log(made, ControlEntry(1, "prompt"), keep=4)
+        await store.log(made, ControlEntry(1, "prompt"))
         await store.create(record("lives"))
         await store.update(replace(made, state=SessionState.FAILED))
         assert (await store.get("a")).state is SessionState.FAILED
@@ -173,7 +178,7 @@ def test_how_long_a_record_is_kept_goes_by_its_state(with_store, ttls, gone):
     async def body(store: Store) -> None:
         for name, state in states.items():
             made = await store.create(record(name, client_id=name))
-            await store.log(made, ControlEntry(1, "prompt"), keep=4)
+            await store.log(made, ControlEntry(1, "prompt"))
             await store.update(replace(made, state=state))
 
         async def left() -> bool:
@@ -269,7 +274,7 @@ def test_a_session_has_a_constant_number_of_keys(server):
         made = await store.create(record(client_id="mine"))
         counts = set()
         for i in range(20):
-            await store.log(made, ControlEntry(i, "prompt"), keep=4)
+            await store.log(made, ControlEntry(i, "prompt"))
             made = await store.update(made)
             counts.add(await store._redis.dbsize())
         assert counts == {4}  # record, log, client id, index
