@@ -67,4 +67,5 @@ async def within(clock: Clock, seconds: float, work: Awaitable[T]) -> T:
     finally:
         for each in (task, alarm):
             each.cancel()
-        await asyncio.gather(task, alarm, return_exceptions=True)
+        if not (task.done() and alarm.done()):
+            await asyncio.gather(task, alarm, return_exceptions=True)

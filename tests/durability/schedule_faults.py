@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from schedule_client import PROMPTS
+from schedule_ledger import PROMPTS
 from schedule_world import Weather
 
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
@@ -23,6 +24,7 @@ KINDS = {
     "gateway frozen": 2,
     "gateway frozen and left": 3,
     "actor frozen": 3,
+    "controller away": 1,
     "redis away": 3,
     "redis failed over": 3,
     "redis emptied": 1,
@@ -30,12 +32,13 @@ KINDS = {
     "blobs away": 2,
     "blob damaged": 2,
     "migrated": 5,
+    "drained": 1,
     "suspended": 3,
     "paused": 2,
     "prompt": 6,
     "refused prompt": 1,
     "disconnected": 3,
-    "finished": 2,
+    "finished": 1,
 }
 
 
@@ -51,15 +54,14 @@ class Fault:
 class Faults:
     due: list[Fault]
     weather: Weather
-    may_fail: bool = False
 
 
 def draw_faults(dice: random.Random, most: int) -> Faults:
     count = dice.randint(0, most)
-    span = dice.choice((60, 150, 400))
+    span = dice.choice((30, 60, 120))
     kinds = dice.choices(list(KINDS), list(KINDS.values()), k=count)
-    due = sorted((Fault(dice.randint(10, span), kind) for kind in kinds), key=lambda f: f.at)
-    due += [Fault(span + 100, "finished")]
+    due = sorted((Fault(dice.randint(8, span), kind) for kind in kinds), key=lambda f: f.at)
+    due += [Fault(span + 40, "finished")]
     share = dice.choice((0.0, 0.0, 0.02, 0.1))
     weather = Weather(
         share * dice.choice((0, 0, 0.3)), share * dice.choice((0, 1, 3)), share, dice.choice((0.05, 2, 40))
@@ -69,98 +71,107 @@ def draw_faults(dice: random.Random, most: int) -> Faults:
 
 def strike(show: Any, fault: Fault) -> None:
     """It happens now, between two turns of the loop."""
-    world, dice = show.world, show.dice
-    world.struck[fault.kind] += 1
+    if show.viewer.over:
+        return
+    world, dice, at = show.world, show.dice, show.current
     span = dice.choice(SPANS)
-    until = world.loop.time() + span
-    at = show.current
-    runner = at.runner if at and at.lives else None
+    until = world.loop._now + span
+    done = fault.kind
     match fault.kind:
         case "actor killed":
-            _kill_actor(show)
+            done = _kill_actor(show) and done
         case "gateway killed":
             show.kill(at)
         case "both killed":
             _kill_actor(show)
             show.kill(at)
         case "moved to another gateway":
-            show.elsewhere = True
-            show.viewer.cut(0.0)
+            show.leave(at)
         case "gateway frozen":
             at.frozen_until = until
         case "gateway frozen and left":
             at.frozen_until = until
-            show.elsewhere = True
-            show.viewer.cut(0.0)
+            show.leave(at)
         case "actor frozen":
-            if world.actors:
-                dice.choice(list(world.actors.values())).frozen_until = until
+            done = _freeze_actor(show, until) and done
+        case "controller away":
+            show.controller.away_until = until
         case "redis away":
-            world.store.away_until = until
+            show.store.away_until = until
         case "redis failed over":
-            world.store.fail_over(dice.randint(1, 3))
+            show.store.fail_over(dice.randint(1, 3))
+            show.look_soon()
         case "redis emptied":
-            world.store.empty()
+            show.store.empty()
+            show.look_soon()
         case "blobs full":
-            world.blobs.is_full = True
-            world.loop.call_later(span, setattr, world.blobs, "is_full", False)
+            show.disk.is_full = True
+            world.loop.call_later(span, setattr, show.disk, "is_full", False)
         case "blobs away":
-            world.blobs.away_until = until
+            show.disk.away_until = until
         case "blob damaged":
-            _damage(show)
-        case "migrated" if runner:
-            _do(show, at, _migrate(show, runner))
-        case "suspended" if runner:
-            _do(show, at, runner.suspend("put away"))
-        case "paused" if runner:
-            show.viewer.control("pause", True, runner)
-            world.loop.call_later(min(span, 3.0), _unpause, show)
+            done = _damage(show) and done
+        case "migrated" if at.runs:
+            stage, actor = dice.choice(show.case.graph.order()), dice.choice(["", *world.actors])
+            _do(show, at, "migrated", lambda: at.host.migrate(show.session, stage, actor))
+        case "drained" if at.runs and world.actors:
+            actor, must = dice.choice(list(world.actors)), dice.random() < 0.5
+            _do(show, at, "drained", lambda: at.host.leave({actor}, must))
+        case "suspended" if at.runs:
+            _do(show, at, "suspended", lambda: at.host.suspend(show.session, "put away"))
+        case "paused":
+            show.viewer.control("pause", True)
+            world.loop.call_later(min(span, 3.0), show.viewer.control, "pause", False)
         case "prompt" if not show.case.sent:
-            show.viewer.control("prompt", PROMPTS[show.viewer.revision + 1], runner)
+            show.viewer.control("prompt", PROMPTS[show.viewer.revision + 1])
         case "refused prompt" if not show.case.sent:
-            show.viewer.control("prompt", "", runner)
+            show.viewer.control("prompt", "")
         case "disconnected":
             show.viewer.cut(dice.choice((0.0, 0.05, 5.0)))
-        case "finished":
-            if not show.case.frames and not show.case.sent and not show.viewer.over:
-                show.viewer.finish(runner)
+        case "finished" if not show.case.frames and not show.case.sent:
+            show.viewer.finish()
+        case _:
+            done = ""
+    if done:
+        world.struck[done] += 1
 
 
-def _kill_actor(show: Any) -> None:
+def _kill_actor(show: Any) -> bool:
     if show.world.actors:
         name = show.dice.choice(list(show.world.actors))
-        show.world.kill(name, show.dice.choice((0.0, 0.5, 5.0, 100.0)))
+        show.controller.kill(name, show.dice.choice((0.0, 0.5, 5.0, 100.0)))
+        return True
+    return False
 
 
-def _unpause(show: Any) -> None:
-    at = show.current
-    show.viewer.control("pause", False, at.runner if at and at.lives else None)
+def _freeze_actor(show: Any, until: float) -> bool:
+    if show.world.actors:
+        show.dice.choice(list(show.world.actors.values())).frozen_until = until
+        return True
+    return False
 
 
-def _damage(show: Any) -> None:
+def _damage(show: Any) -> bool:
     """The newest blob of a stage, of each stage once."""
-    blobs = show.world.blobs
-    stages = sorted({path.split("/")[1] for path in blobs.paths} - {p.split("/")[1] for p in blobs.damaged})
-    if stages:
-        stage = show.dice.choice(stages)
-        blobs.damaged.add([path for path in blobs.paths if path.split("/")[1] == stage][-1])
+    disk = show.disk
+    stages = sorted({path.split("/")[1] for path in disk.paths} - {p.split("/")[1] for p in disk.damaged})
+    if not stages:
+        return False
+    stage = show.dice.choice(stages)
+    disk.damaged.add([path for path in disk.paths if path.split("/")[1] == stage][-1])
+    return True
 
 
-async def _migrate(show: Any, runner: Any) -> None:
-    stage = show.dice.choice(show.case.graph.order())
-    actor = show.dice.choice(["", *show.world.actors])
-    await runner.migrate(stage, actor)
-
-
-def _do(show: Any, gateway: Any, work: Any) -> None:
+def _do(show: Any, gateway: Any, what: str, work: Callable[[], Awaitable[None]]) -> None:
     """An order to a gateway; that it can't be done now is no fault."""
 
     async def tried() -> None:
         try:
-            await work
+            await work()
+            show.world.struck[f"{what}: done"] += 1
         except (BadRequest, Unavailable, Corrupt) as error:
-            show.world.struck[f"order refused: {type(error).__name__}"] += 1
+            show.world.struck[f"{what}: refused, {type(error).__name__}"] += 1
         except asyncio.CancelledError:
             raise
 
-    show.start(gateway, tried())
+    gateway.start(tried())

@@ -17,7 +17,6 @@ from riverrun.models.synthetic import source_frame
 SIDE = 4
 TICKS = round(TICKS_PER_SECOND / 16.0)
 SEED = 5
-Pixels = Callable[[int, int], np.ndarray]  # (frame number, revision in force for it) -> the frame
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,9 @@ class Case:
     """A graph to run. models: by stage. source: the frame a number and a prompt make. line: numbers and times of the
     output's frames; None where chance decides. turned: how the pixels of a source's frame come out.
 
-    chunk: frames of a source's chunk. frames: of the first output; 0: until the client says so. sent: frames that the
-    client sends, where it feeds the graph.
+    made: how many frames come of so many of the source, in whole steps only. chunk: frames of a source's chunk.
+    frames: of the first output; 0: until the client says so. sent: frames that the client sends, where it feeds the
+    graph.
     """
 
     graph: Graph
@@ -46,6 +46,7 @@ class Case:
     models: Mapping[str, str]
     line: Line | None
     turned: Callable[[np.ndarray], np.ndarray]
+    made: Callable[[int], int]
     chunk: int
     frames: int
     sent: int = 0
@@ -54,11 +55,6 @@ class Case:
     def source(self, number: int, prompt: str) -> np.ndarray:
         """A frame of the source."""
         return source_frame(SEED, prompt, number // self.chunk, number, SIDE, SIDE)
-
-    def wanted(self, number: int, prompt: str) -> np.ndarray:
-        """Frame `number` of the output."""
-        assert self.line
-        return self.turned(self.source(self.line.of(number), prompt))
 
     def input_chunk(self, number: int) -> Chunk:
         frame = self.source(number, "input")[None]
@@ -76,6 +72,11 @@ def through(line: Line, takes: int, makes: int) -> Line:
 
     ticks = line.ticks * takes // makes
     return Line(lambda n: line.of(before(n)), lambda n: line.pts(n // makes * takes) + n % makes * ticks, ticks)
+
+
+def after(before: Callable[[int], int], takes: int, makes: int) -> Callable[[int], int]:
+    """How many frames such a stage makes of what one before it does."""
+    return lambda n: before(n) // takes * makes
 
 
 def flipped(pixels: np.ndarray) -> np.ndarray:
@@ -99,14 +100,18 @@ def draw(dice: random.Random) -> Case:
     return dice.choice((_alone, _chain, _chain, _diamond, _fed, _fed, _chances))(dice)
 
 
-def _total(dice: random.Random, most: int = 24) -> int:
+def _all(n: int) -> int:
+    return n
+
+
+def _total(dice: random.Random, most: int = 18) -> int:
     return dice.choice((0, dice.randint(6, most)))
 
 
 def _alone(dice: random.Random) -> Case:
     chunk = dice.choice((1, 2, 3, 4))
     graph = Graph("source", _stages("a"), {"frames": Endpoint("a", "frames")})
-    return Case(graph, {"a": _source(dice, chunk)}, {"a": "synthetic"}, START, same, chunk, _total(dice))
+    return Case(graph, {"a": _source(dice, chunk)}, {"a": "synthetic"}, START, same, _all, chunk, _total(dice))
 
 
 def _stages(names: str, **other: str) -> tuple[StageSpec, ...]:
@@ -119,17 +124,18 @@ def _edge(source: str, target: str, port: str = "frames") -> Edge:
 
 def _chain(dice: random.Random) -> Case:
     names = dice.choice(("ab", "abc"))
-    chunk, line = dice.choice((1, 2, 4)), START
+    chunk, line, made = dice.choice((1, 2, 4)), START, _all
     params, turned = {"a": _source(dice, chunk)}, same
     outputs, extra = {"frames": Endpoint(names[-1], "frames")}, {}
     for name in names[1:]:
         takes, makes = dice.choice(((1, 1), (2, 2), (2, 4), (3, 2), (4, 4), (6, 3)))
         params[name], line = _transform(dice, takes, makes), through(line, takes, makes)
+        made = after(made, takes, makes)
         turned = flipped if turned is same else same
     if dice.random() < 0.3:
         outputs["raw"], extra = Endpoint("a", "frames"), {"raw": START}
     graph = Graph("chain", _stages(names), outputs, tuple(map(_edge, names, names[1:])))
-    return Case(graph, params, dict.fromkeys(names, "synthetic"), line, turned, chunk, _total(dice), extra=extra)
+    return Case(graph, params, dict.fromkeys(names, "synthetic"), line, turned, made, chunk, _total(dice), extra=extra)
 
 
 def _diamond(dice: random.Random) -> Case:
@@ -143,46 +149,32 @@ def _diamond(dice: random.Random) -> Case:
     edges = (_edge("a", "b"), _edge("a", "c"), _edge("b", "d", "left"), _edge("c", "d", "right"))
     graph = Graph("diamond", _stages("abcd", d="join"), {"frames": Endpoint("d", "frames")}, edges)
     models = {**dict.fromkeys("abc", "synthetic"), "d": "join"}
-    return Case(graph, params, models, START, lambda p: mixed(flipped(p), flipped(p)), chunk, _total(dice))
+
+    def made(n: int) -> int:
+        return min(n // left * left, n // right * right)
+
+    return Case(graph, params, models, START, lambda p: mixed(flipped(p), flipped(p)), made, chunk, _total(dice))
 
 
 def _fed(dice: random.Random) -> Case:
     names = dice.choice(("a", "ab"))
-    line, turned, params = START, same, {}
+    line, turned, params, made = START, same, {}, _all
     for name in names:
         takes, makes = dice.choice(((1, 1), (2, 2), (2, 4), (3, 2), (4, 4)))
         params[name], line = _transform(dice, takes, makes), through(line, takes, makes)
+        made = after(made, takes, makes)
         turned = flipped if turned is same else same
     edges = tuple(map(_edge, names, names[1:]))
     inputs = {"in": Endpoint("a", "frames")}
     graph = Graph("fed", _stages(names), {"frames": Endpoint(names[-1], "frames")}, edges, inputs)
-    return Case(graph, params, dict.fromkeys(names, "synthetic"), line, turned, 1, 0, sent=dice.randint(8, 30))
+    return Case(graph, params, dict.fromkeys(names, "synthetic"), line, turned, made, 1, 0, sent=dice.randint(8, 20))
 
 
 def _chances(dice: random.Random) -> Case:
     chunk = dice.choice((1, 2, 3))
     params = {"a": _source(dice, chunk), "b": {"height": SIDE, "width": SIDE}}
     graph = Graph("chance", _stages("ab", b="chance"), {"frames": Endpoint("b", "frames")}, (_edge("a", "b"),))
-    return Case(graph, params, {"a": "synthetic", "b": "chance"}, None, same, chunk, dice.randint(6, 24))
-
-
-def last_of(case: Case, sources: int) -> int:
-    """Frames of the output that come of so many frames of the source: whole steps only."""
-    assert case.line
-    number = 0
-    while case.line.of(number) < sources and _whole(case, number, sources):
-        number += 1
-    return number
-
-
-def _whole(case: Case, number: int, sources: int) -> bool:
-    """Whether all that the step of this frame takes is there."""
-    counts = [sources]
-    for stage in case.graph.order():
-        p = case.params[stage]
-        if p.get("takes"):
-            counts.append(counts[-1] // p["takes"] * p["chunk_frames"])
-    return number < counts[-1]
+    return Case(graph, params, {"a": "synthetic", "b": "chance"}, None, same, _all, chunk, dice.randint(6, 18))
 
 
 def prompts(count: int) -> Sequence[str]:
