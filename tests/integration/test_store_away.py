@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, St
 from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import Chunk, Control, Description, Kind, Port, Unavailable
 from riverrun.store.embedded import EmbeddedServer
-from riverrun.store.records import SessionRecord, SessionState
+from riverrun.store.records import DECIDED, SessionRecord, SessionState
 from riverrun.store.sessions import SessionStore
 
 GRAPH = Graph("g", (StageSpec("gen", "m"),), {"frames": Endpoint("gen", "frames")})
@@ -47,13 +49,22 @@ class Counting:
         return data
 
 
+class Deciding(Counting):
+    """Each of its steps decides something, so each is logged before its frame leaves."""
+
+    async def step(self, request: StepRequest) -> StepReply:
+        return replace(await super().step(request), decisions=request.seq)
+
+
 class Moved:
-    """A store that may move to another address."""
+    """A store that may move to another address. asked: how often, by method."""
 
     def __init__(self, at: SessionStore) -> None:
         self.at = at
+        self.asked: Counter[str] = Counter()
 
     def __getattr__(self, name: str) -> Any:
+        self.asked[name] += 1
         return getattr(self.at, name)
 
 
@@ -130,5 +141,53 @@ def test_the_stream_outlives_its_store(tmp_path):
     async def timed() -> None:
         async with asyncio.timeout(60):
             await body(tmp_path)
+
+    asyncio.run(timed())
+
+
+async def hung(folder: Any) -> None:
+    with EmbeddedServer(folder) as server:
+        store: Any = Moved(SessionStore(server.url, timeout_s=0.5))
+        record = await store.create(SessionRecord("s1", "g", nonce="n"))
+        config = RunnerConfig(store_s=0.5, commit_every_s=0.05)
+        runner = Runner(record, GRAPH, {"gen": Deciding()}, {}, store, SystemClock(), config)
+        await runner.open()
+        reader = runner.attach(ConsumerSpec(Role.CONTROLLER, credits=8))
+
+        async def read(count: int) -> list[int]:
+            numbers: list[int] = []
+            while len(numbers) < count:
+                item = await reader.next()
+                if isinstance(item, Frame):
+                    numbers.append(item.number)
+                    reader.ack(item.port, item.number)
+                    reader.credit(item.port, 1)
+            return numbers
+
+        await read(8)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            store.asked.clear()
+            assert await read(400) == list(range(8, 408))
+            assert store.asked["log"] <= 2  # the first found out; nobody waits after that
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+        async def written() -> bool:
+            try:
+                steps = {line.step for line in await store.read_log("s1") if line.kind == DECIDED}
+            except Unavailable:
+                return False
+            return steps >= set(range(400))
+
+        await eventually(written, 60.0)
+        await runner.close("done")
+        await store.close()
+
+
+def test_a_store_that_hangs_holds_one_line_and_no_more(tmp_path):
+    async def timed() -> None:
+        async with asyncio.timeout(120):
+            await hung(tmp_path)
 
     asyncio.run(timed())
