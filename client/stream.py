@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
+import numpy as np
 
 from riverrun.client import errors
 from riverrun.client.changes import Change, ChangeLog
+from riverrun.client.feed import Feed, Sent
 from riverrun.client.ledger import Ledger, LedgerError
 from riverrun.client.link import Link, Lost
-from riverrun.client.types import Frame, Patience, frame_of
+from riverrun.client.types import TICKS_PER_SECOND, Frame, Patience, frame_of
 from riverrun.protos import riverrun_pb2 as pb
-from riverrun.protos.wire import Joiner, WireError
+from riverrun.protos.wire import Header, Joiner, WireError, split
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class AsyncStream:
 
     A lost connection is made again with the resume token, at any of the session's gateways; the loop does not notice.
     Frames are sent as they are taken: at most `Wish.window` of a port wait in memory. As controller (`role`), it may
-    send controls; as viewer it watches from now on and may miss frames.
+    send controls and, to a graph with inputs, frames; as viewer it watches from now on and may miss frames.
     """
 
     def __init__(
@@ -67,6 +69,9 @@ class AsyncStream:
         lossless = role == pb.ROLE_CONTROLLER
         self._ledgers = {wish.port: Ledger(wish.port, wish.window, lossless) for wish in wishes}
         self._changes = ChangeLog()
+        self._feeds: dict[str, Feed] = {}
+        self._finished = False
+        self._acked = asyncio.Event()
         self._frames: deque[Frame] = deque()
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._moved = asyncio.Event()
@@ -120,6 +125,36 @@ class AsyncStream:
         control.parameters.update(dict(parameters))
         return self._control(control)
 
+    async def send(self, array: np.ndarray, seconds: float, port: str = "frames") -> int:
+        """Puts a frame into an input of the graph, at `seconds` of media time (from 0, rising), and returns its number.
+
+        Waits while as many frames as may be are sent and not acked: take what comes out meanwhile. It is sent again
+        where a connection is lost, so it must not be written to any more. Raises Error once the stream has ended.
+        """
+        if self._role != pb.ROLE_CONTROLLER:
+            raise errors.BadRequest("a viewer can't send frames", "FAILED_PRECONDITION")
+        feed = self._feeds.setdefault(port, Feed(port))
+        while not (feed.has_room or self._task.done()):
+            self._acked.clear()
+            await self._acked.wait()
+        if self._task.done():
+            raise self._error or errors.BadRequest("the stream has ended, it takes no frames", "FAILED_PRECONDITION")
+        try:
+            sent = feed.add(np.asarray(array), round(seconds * TICKS_PER_SECOND))
+            parts = _parts(port, sent)
+        except ValueError as error:
+            raise errors.BadRequest(str(error), "INVALID_ARGUMENT") from None
+        for part in parts:
+            self._send(pb.ClientMessage(frame=part))
+        return sent.number
+
+    def finish(self) -> None:
+        """No more frames go in: what is in the graph is flushed, and the stream ends after it."""
+        self._finished = True
+        for feed in self._feeds.values():
+            feed.finished = True
+        self._send(pb.ClientMessage(finish=pb.Finish()))
+
     async def ping(self) -> float:
         """Seconds to the service and back over this stream's connection."""
         nonce, clock = random.getrandbits(63), asyncio.get_running_loop().time
@@ -153,6 +188,7 @@ class AsyncStream:
         finally:
             self._changes.fail_all(self._error or errors.Error("the stream ended before the control was applied"))
             self._moved.set()
+            self._acked.set()
 
     async def _keep_connected(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -190,6 +226,7 @@ class AsyncStream:
             link.send(pb.ClientMessage(open=self._opening()))
             for control in self._changes.unsettled():
                 link.send(pb.ClientMessage(control=control))
+            self._feed_again(link)
             while (message := await link.read()) is not None:
                 if message.WhichOneof("message") == "go_away":
                     return False
@@ -200,6 +237,13 @@ class AsyncStream:
         finally:
             self._link = None
             link.close()
+
+    def _feed_again(self, link: Link) -> None:
+        for feed in self._feeds.values():
+            for part in (part for sent in feed.again() for part in _parts(feed.port, sent)):
+                link.send(pb.ClientMessage(frame=part))
+        if self._finished:
+            link.send(pb.ClientMessage(finish=pb.Finish()))
 
     async def _look_how_it_ended(self) -> None:
         """The call broke after the end was told but before its status came, so the record is asked."""
@@ -232,6 +276,10 @@ class AsyncStream:
             self._receive(message.frame, joiner)
         elif kind == "receipt":
             self._changes.note(message.receipt)
+        elif kind == "input_ack":
+            if message.input_ack.port in self._feeds:
+                self._feeds[message.input_ack.port].ack(message.input_ack.frame)
+                self._acked.set()
         elif kind == "opened":
             self._addresses += [g for g in message.opened.gateways if g not in self._addresses]
         elif kind == "pong":
@@ -291,3 +339,8 @@ class AsyncStream:
         change = self._changes.add(control)
         self._send(pb.ClientMessage(control=change.control))
         return change
+
+
+def _parts(port: str, sent: Sent) -> list[pb.FramePart]:
+    header = Header(port, sent.number, chunk=sent.number, index_in_chunk=0, pts=sent.pts, epoch=0, revision=0)
+    return split(sent.array, header)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from riverrun.client import changes
 from riverrun.client.aio import AsyncClient
 from riverrun.client.credentials import Tls
@@ -120,6 +122,14 @@ class Stream:
     def set(self, parameters: Mapping[str, Any], stage: str = "") -> Change:
         """Changes parameters that the graph's models take while they run."""
         return self._change(lambda: self._stream.set(parameters, stage))
+
+    def send(self, array: np.ndarray, seconds: float, port: str = "frames") -> int:
+        """Puts a frame into an input of the graph, from another thread than the one that takes frames; its number."""
+        return self._loop.run(self._stream.send(array, seconds, port))
+
+    def finish(self) -> None:
+        """No more frames go in: what is in the graph is flushed, and the stream ends after it."""
+        self._loop.run(_called(self._stream.finish))
 
     def ping(self) -> float:
         """Seconds to the service and back."""
