@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
@@ -38,11 +39,12 @@ from riverrun.graphs.stage import (
     StepReply,
     UnknownSession,
 )
-from riverrun.graphs.waiting import Clock, Signal
+from riverrun.graphs.waiting import Clock, Signal, within
 from riverrun.graphs.wiring import wire
 from riverrun.models.base import TICKS_PER_SECOND, BadRequest, Chunk, Control, Corrupt, Description, Port, Unavailable
 from riverrun.store.records import DECIDED, ENDS, Conflict, ControlEntry, PortMark
 
+T = TypeVar("T")
 _WHAT: Mapping[type, str] = {
     StageGone: "is gone",
     UnknownSession: "lost its state",
@@ -93,6 +95,9 @@ class Flow:
         self._on_end = on_end
         self._on_fault = on_fault
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moves: set[asyncio.Task[Any]] = set()
+        self._leaves: set[asyncio.Task[None]] = set()
+        self._close_s = config.close_s
         keep = config.ring_frames
         rings = {name: self._ring(name, at, keep, descriptions[at.stage]) for name, at in graph.outputs.items()}
         self.audience = Audience(rings, clock, signal)
@@ -138,6 +143,7 @@ class Flow:
             config.encode_s,
             self.audience.tell_all,
             lambda: self.lead_s,
+            self._leave_behind,
         )
 
     def follow_script(self, scripts: Mapping[str, Script]) -> None:
@@ -170,7 +176,9 @@ class Flow:
             driver.is_held = hold
         self.signal.notify()
         if hold:
-            await self.signal.until(lambda: not any(d.is_stepping or d.fault for d in self.drivers.values()))
+            await self.signal.until(
+                lambda: not any(d.is_stepping or d.is_moving or d.fault for d in self.drivers.values())
+            )
 
     async def push(self, port: str, chunk: Chunk, gone: Callable[[], bool]) -> None:
         """See `Runner.push`; returns without having taken the chunk when `gone()`."""
@@ -216,11 +224,31 @@ class Flow:
         """Seconds of media made and not played."""
         return lead_s(self.audience.made, self.audience.playhead.now())
 
+    async def moving(self, move: Coroutine[Any, Any, T]) -> T:
+        """What a move of a stage gives; at the session's end it is called off. Raises what it raises, Unavailable."""
+        task = asyncio.ensure_future(move)
+        self._moves.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if (here := asyncio.current_task()) and here.cancelling():
+                raise
+            raise Unavailable(f"session {self.session_id} ended while it was moved") from None
+        finally:
+            self._moves.discard(task)
+
     async def stop(self) -> None:
-        """The session is over: nothing is fetched or saved any more, and what lies between stages is let go."""
-        for task in (tasks := list(self._tasks)):
+        """The session is over: nothing is moved, fetched or saved any more, what was put on other actors is freed, and
+        what lies between stages is let go."""
+        for task in (tasks := [*self._moves, *self._tasks]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if leaves := list(self._leaves):  # last: what was called off leaves something, too
+            with suppress(TimeoutError):
+                await within(self.clock, self._close_s, asyncio.wait(leaves))
+            for task in leaves:
+                task.cancel()
+            await asyncio.gather(*leaves, return_exceptions=True)
         for edge in self.edges.values():
             edge.clear()
 
@@ -245,8 +273,8 @@ class Flow:
 
     def check_stopped(self) -> None:
         """Raises Corrupt if something is still being done, or lies between stages."""
-        if self._tasks:
-            raise Corrupt(f"session {self.session_id}: {len(self._tasks)} tasks run after its end")
+        if tasks := len(self._tasks | self._moves | self._leaves):
+            raise Corrupt(f"session {self.session_id}: {tasks} tasks run after its end")
         if left := sum(edge.held for edge in self.edges.values()):
             raise Corrupt(f"session {self.session_id}: {left} chunks lie between its stages after its end")
 
@@ -399,6 +427,12 @@ class Flow:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+
+    def _leave_behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Frees what lies on an actor that is not used any more, which the session's end waits for."""
+        task = asyncio.create_task(work)
+        self._leaves.add(task)
+        task.add_done_callback(self._leaves.discard)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

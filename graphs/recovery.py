@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from riverrun.graphs.driver import StageDriver
 from riverrun.graphs.gate import Gate
@@ -53,7 +54,8 @@ class NoPlace(Unavailable):
 
 @dataclass
 class Recovery:
-    """tell: an event to everybody who reads. slack_s: media that the viewer still has."""
+    """tell: an event to everybody who reads. slack_s: media that the viewer still has. leave_behind: runs what frees
+    something on another actor, to its end."""
 
     graph: Graph
     keeper: RecordKeeper
@@ -67,6 +69,7 @@ class Recovery:
     encode_s: float
     tell: Callable[[Event], None]
     slack_s: Callable[[], float]
+    leave_behind: Callable[[Coroutine[Any, Any, None]], None]
     _failed: dict[tuple[str, int], int] = field(default_factory=dict)
 
     async def bring_back(self, driver: StageDriver, fault: Exception) -> None:
@@ -145,4 +148,4 @@ class Recovery:
     def leave(self, handle: StageHandle, life: int | None = None) -> None:
         """As `let_go`, in the background."""
         work = let_go(self.clock, self.config.restore_s, handle, self.keeper.record.id, self.epoch, life)
-        self.saver.spawn(work)
+        self.leave_behind(work)

@@ -213,7 +213,7 @@ class Runner:
         flow = self._live()
         if flow.recovery is None:
             raise BadRequest(f"session {self.record.id} can't be moved: this service keeps no checkpoints")
-        placement = await migrate(flow.recovery, flow.drivers[self._graph.stage(stage).name], actor)
+        placement = await flow.moving(migrate(flow.recovery, flow.drivers[self._graph.stage(stage).name], actor))
         flow.audience.tell_all(Event(EventType.MOVED, f"stage {stage} is on {placement.actor}"))
         return placement
 

@@ -27,7 +27,7 @@ from riverrun.graphs.stage import (
     StepReply,
 )
 from riverrun.graphs.waiting import Clock
-from riverrun.models.base import BadRequest, Corrupt, Description, Unavailable
+from riverrun.models.base import Corrupt, Description, Unavailable
 from riverrun.store.checkpoints import Manifest, Mark
 from riverrun.store.records import ControlEntry, Placement, SessionRecord
 
@@ -81,7 +81,7 @@ class TakeOver:
         try:
             for name in reversed(self.graph.order()):
                 stands[name] = await self._attached(name) or await self._restored(name, stands)
-        except (BadRequest, Unavailable, Corrupt):
+        except BaseException:
             limits = (self.clock, self.config.restore_s)
             await asyncio.gather(*(let_go(*limits, h, self.record.id, self.epoch, life) for h, life in self._placed))
             raise
