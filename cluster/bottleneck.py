@@ -54,25 +54,68 @@ class Desk:
 
 
 class Floor:
-    """All workers while a plan is made: where the next session goes, and what move gains most.
+    """All workers while plans are made: where the next session goes, and what move gains most. It can be kept from
+    plan to plan and told what changes, which costs O(log workers) a change.
 
     Desks that have as many places and an equally slow chunk are of one kind: the lightest of a kind is the best of it,
     so that only the first of each kind is looked at.
     """
 
     def __init__(self, workers: Iterable[Worker], latency: Latency) -> None:
-        self.desks = {
-            w.id: Desk(w.id, w.places, w.is_cordoned, latency, {s.id: s for s in w.sessions}) for w in workers
-        }
+        self.desks: dict[str, Desk] = {}
+        self.home: dict[str, str] = {}
+        self._latency = latency
         self._light: dict[tuple[int, float], list[tuple[int, str]]] = {}
         self._heavy: list[tuple[float, str]] = []
-        for desk in self.desks.values():
+        for worker in workers:
+            self.add(worker)
+
+    def add(self, worker: Worker) -> None:
+        """It has come."""
+        held = {session.id: session for session in worker.sessions}
+        desk = Desk(worker.id, worker.places, worker.is_cordoned, self._latency, held)
+        self.desks[worker.id] = desk
+        self.home |= dict.fromkeys(held, worker.id)
+        self._file(desk)
+
+    def remove(self, worker: str) -> list[Session]:
+        """It is gone; whom it held have no place."""
+        desk = self.desks.pop(worker)
+        for session in desk.sessions:
+            del self.home[session]
+        return list(desk.sessions.values())
+
+    def leave(self, session: str) -> None:
+        """It needs no place any more. One that has none is no error."""
+        if home := self.home.pop(session, None):
+            desk = self.desks[home]
+            del desk.sessions[session]
             self._file(desk)
+
+    def learn(self, latency: Latency) -> None:
+        """Everything is seen by another model of latency from now on."""
+        self._latency, self._light, self._heavy = latency, {}, []
+        for desk in self.desks.values():
+            desk.latency = latency
+            self._file(desk)
+
+    def cordon(self, worker: str, is_cordoned: bool = True) -> None:
+        """It takes no more, or again."""
+        self.desks[worker].is_cordoned = is_cordoned
+        self._file(self.desks[worker])
+
+    def put(self, session: Session, worker: str) -> None:
+        """Of a session that has no place."""
+        self._put(session, self.desks[worker])
 
     @property
     def bottleneck_ms(self) -> float:
         top = self._slowest()
         return top.worst_ms if top else 0.0
+
+    def lightest(self) -> str | None:
+        """With room and least sessions, the first by id of several; None: full."""
+        return min(((len(desk.sessions), desk.id) for desk in self._lightest()), default=(0, None))[1]
 
     def place(self, session: Session) -> Move | None:
         """The worker with the least resulting bottleneck, of several the lighter, then the first by id. None: full."""
@@ -115,13 +158,13 @@ class Floor:
     def apply(self, move: Move) -> None:
         """Of a session that has a place."""
         assert move.source is not None
-        source = self.desks[move.source]
-        session = source.sessions.pop(move.session)
-        self._file(source)
+        session = self.desks[move.source].sessions[move.session]
+        self.leave(move.session)
         self._put(session, self.desks[move.target])
 
     def _put(self, session: Session, desk: Desk) -> None:
         desk.sessions[session.id] = session
+        self.home[session.id] = desk.id
         self._file(desk)
 
     def _file(self, desk: Desk) -> None:
@@ -135,8 +178,8 @@ class Floor:
             aside = []
             while heap:
                 count, name = heap[0]
-                desk = self.desks[name]
-                if desk.room <= 0 or count != len(desk.sessions) or kind != desk.kind:
+                desk = self.desks.get(name)
+                if desk is None or desk.room <= 0 or count != len(desk.sessions) or kind != desk.kind:
                     heapq.heappop(heap)
                 elif desk is but:
                     aside.append(heapq.heappop(heap))
@@ -149,8 +192,8 @@ class Floor:
     def _slowest(self) -> Desk | None:
         while self._heavy:
             worst, name = self._heavy[0]
-            desk = self.desks[name]
-            if desk.worst_ms == -worst and desk.sessions:
+            desk = self.desks.get(name)
+            if desk and desk.worst_ms == -worst and desk.sessions:
                 return desk
             heapq.heappop(self._heavy)
         return None
@@ -161,14 +204,13 @@ class Floor:
         second = 0.0
         while self._heavy:
             worst, name = self._heavy[0]
-            desk = self.desks[name]
-            if desk is first or desk.worst_ms != -worst or not desk.sessions:
-                entry = heapq.heappop(self._heavy)
-                if desk is first and desk.worst_ms == -worst:
-                    entries.append(entry)
-                continue
-            second = desk.worst_ms
-            break
+            desk = self.desks.get(name)
+            if desk and desk is not first and desk.worst_ms == -worst and desk.sessions:
+                second = -worst
+                break
+            entry = heapq.heappop(self._heavy)
+            if desk is first and desk.worst_ms == -worst:
+                entries.append(entry)
         for entry in entries:
             heapq.heappush(self._heavy, entry)
         return second
@@ -199,18 +241,18 @@ def consolidate(floor: Floor, released: Sequence[str]) -> tuple[list[Move], list
     moves: list[Move] = []
     kept: list[str] = []
     for name in released:
-        floor.desks[name].is_cordoned = True
+        floor.cordon(name)
+    room = sum(desk.room for desk in floor.desks.values())
     for name in released:
-        desk = floor.desks[name]
-        if sum(other.room for other in floor.desks.values()) < len(desk.sessions):
-            desk.is_cordoned = False
-            floor._file(desk)
+        held = list(floor.desks[name].sessions.values())
+        if room < len(held):
+            floor.cordon(name, False)
             kept.append(name)
             continue
-        for session in list(desk.sessions.values()):
-            del desk.sessions[session.id]
+        room -= len(held)
+        for session in held:
+            floor.leave(session.id)
             placed = floor.place(session)
             assert placed is not None
             moves.append(Move(session.id, name, placed.target))
-        floor._file(desk)
     return moves, kept

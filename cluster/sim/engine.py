@@ -1,0 +1,298 @@
+"""A cluster that is played instead of run: events in order of time, and one of the policies at the wheel.
+
+A worker makes one step at a time, of one or several sessions; how long it truly takes is drawn from a model that no
+policy sees. A session is ready for its next chunk when the last one is there, unless it is parked ahead of its viewer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from riverrun.cluster.bottleneck import Floor
+from riverrun.cluster.fleet import Plan, Session, Worker
+from riverrun.cluster.latency import Formula, move_ms
+from riverrun.cluster.sim.policies import Policy
+from riverrun.cluster.sim.score import Playout, Score, Tally
+from riverrun.cluster.sim.trace import Act, Event, Trace
+from riverrun.cluster.slack import Ready
+
+MOST_LEAD_S = 8.0
+"""What a viewer's buffer holds: a session that nobody parks stops there."""
+
+
+@dataclass(frozen=True)
+class World:
+    """start_s: a worker comes so long after it was asked for. tick_s: from one plan to the next. spread: true times
+    lie within this share of a model that differs from the published one by as much. recover_s: from a worker's death
+    until its sessions can be placed again."""
+
+    places: int = 4
+    start_s: float = 30.0
+    tick_s: float = 1.0
+    spread: float = 0.2
+    recover_s: float = 2.0
+    seed: int = 0
+
+
+@dataclass
+class _User:
+    session: Session
+    playout: Playout = field(default_factory=Playout)
+    is_active: bool = False
+    is_new: bool = True
+    parked: bool = False
+    ready_at: float | None = None  # its next chunk could be made
+    asked_at: float = 0.0  # it became active
+    free_at: float = 0.0  # its state is where it lives
+    in_step: bool = False
+    turn: int = 0  # events of an earlier turn are void
+
+
+@dataclass
+class _Machine:
+    id: str
+    ready: dict[str, None] = field(default_factory=dict)
+    is_busy: bool = False
+    is_leaving: bool = False
+    since: float = 0.0
+
+
+class Run:
+    """One trace under one policy. `score` says how it went; a Run is played once."""
+
+    def __init__(self, trace: Trace, policy: Policy, world: World) -> None:
+        self.trace, self.policy, self.world = trace, policy, world
+        draw = random.Random(f"world:{world.seed}")
+        low, high = 1 - world.spread, 1 + world.spread
+        self._true = Formula(55 * draw.uniform(low, high), 18 * draw.uniform(low, high))
+        self._draw = random.Random(f"steps:{world.seed}")
+        self.now, self.tally = 0.0, Tally()
+        self.floor = Floor((), policy.latency)
+        self._machines: dict[str, _Machine] = {}
+        self._users: dict[str, _User] = {}
+        self._waiting: dict[str, float] = {}  # active without a place, since when
+        self._coming = 0
+        self._names = itertools.count()
+        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._order = itertools.count()
+        for _ in range(policy.workers_at_start()):
+            self._up()
+
+    def score(self) -> Score:
+        for event in self.trace.events:
+            self._at(event.time_s, self._act, event)
+        for at, share in self.trace.fails:
+            self._at(at, self._fail, share)
+        self._at(self.world.tick_s, self._tick)
+        while self._events and self._events[0][0] <= self.trace.seconds:
+            self.now, _, call, about = heapq.heappop(self._events)
+            call(*about)
+        self.now = self.trace.seconds
+        for user in self._users.values():
+            self._fall_silent(user)
+        for machine in list(self._machines.values()):
+            self._down(machine.id)
+        return self.tally.score(self.policy.name, self.trace.name)
+
+    # -- users -----------------------------------------------------------------------------------------------
+
+    def _act(self, event: Event) -> None:
+        if event.act is Act.ARRIVE:
+            session = Session(event.session, self.trace.alone_ms, self.trace.state_bytes)
+            self._users[event.session] = _User(session)
+            self.policy.arrives(event.session, self.floor)
+            return
+        user = self._users.get(event.session)
+        if user is None:
+            return
+        if event.act is Act.ACTIVE and not user.is_active:
+            user.is_active, user.is_new, user.asked_at = True, True, self.now
+            user.turn += 1
+            self._seek(user)
+        elif event.act in (Act.IDLE, Act.LEAVE):
+            self._fall_silent(user)
+            if event.act is Act.LEAVE:
+                del self._users[event.session]
+
+    def _seek(self, user: _User) -> None:
+        """A place for an active session."""
+        worker = self.policy.place(user.session, self.floor)
+        if worker is None:
+            self._waiting.setdefault(user.session.id, self.now)
+        else:
+            self._settle(user)
+
+    def _settle(self, user: _User) -> None:
+        """It has a place, and goes on there when its state has come."""
+        since = self._waiting.pop(user.session.id, None)
+        if since is not None:
+            self.tally.unplaced_s += self.now - since
+        user.free_at = self.now + move_ms(user.session.state_bytes) / 1000
+        if user.ready_at is None and not user.parked and not user.in_step:
+            user.ready_at = user.asked_at if user.is_new else self.now
+        self._at(user.free_at, self._offer, user, user.turn)
+
+    def _fall_silent(self, user: _User) -> None:
+        if not user.is_active:
+            return
+        name = user.session.id
+        user.is_active, user.turn = False, user.turn + 1
+        user.ready_at, user.parked = None, False
+        if machine := self._machine(name):
+            machine.ready.pop(name, None)
+        self.floor.leave(name)
+        if since := self._waiting.pop(name, None):
+            self.tally.unplaced_s += self.now - since
+        user.playout.end(self.now)
+        self.tally.played_s += user.playout.played_s
+        self.tally.stalled_s += user.playout.stalled_s
+        user.playout = Playout()
+
+    def _offer(self, user: _User, turn: int) -> None:
+        """Its next chunk can be made, if it is still where and what it was."""
+        machine = self._machine(user.session.id)
+        if turn != user.turn or machine is None or user.ready_at is None or user.in_step:
+            return
+        if self.now + 1e-9 < user.free_at:
+            return  # it moved meanwhile; it is offered again there
+        machine.ready[user.session.id] = None
+        self._step(machine)
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _step(self, machine: _Machine) -> None:
+        if machine.is_busy or not machine.ready:
+            return
+        ready = [self._ready(self._users[name]) for name in machine.ready]
+        chosen = [self._users[each.id] for each in self.policy.batch(ready, self.trace.alone_ms)]
+        for user in chosen:
+            del machine.ready[user.session.id]
+            user.in_step = True
+        low, high = 1 - self.world.spread, 1 + self.world.spread
+        took = self._true.chunk_ms(self.trace.alone_ms, len(chosen), self.world.places) * self._draw.uniform(low, high)
+        machine.is_busy = True
+        self._at(self.now + took / 1000, self._made, machine, [(user, user.turn) for user in chosen], took)
+
+    def _ready(self, user: _User) -> Ready:
+        assert user.ready_at is not None
+        return Ready(user.session.id, user.playout.lead(self.now), "", user.ready_at, user.is_new)
+
+    def _made(self, machine: _Machine, members: list[tuple[_User, int]], took: float) -> None:
+        for user, _ in members:
+            user.in_step = False
+        if machine.id not in self._machines:
+            return  # it died under them: nothing was made
+        machine.is_busy = False
+        self.policy.saw(self.trace.alone_ms, len(members), took)
+        for user, turn in members:
+            if turn == user.turn:
+                self._deliver(user)
+            elif user.is_active and user.ready_at is not None:  # silent and active again meanwhile
+                self._at(max(self.now, user.free_at), self._offer, user, user.turn)
+        if machine.is_leaving:
+            self._down(machine.id)
+        else:
+            self._step(machine)
+
+    def _deliver(self, user: _User) -> None:
+        assert user.ready_at is not None
+        if user.is_new:
+            self.tally.first_ms.append((self.now - user.asked_at) * 1000)
+            user.is_new = False
+        else:
+            self.tally.chunk_ms.append((self.now - user.ready_at) * 1000)
+        user.playout.add(self.now, self.trace.chunk_s)
+        lead, pace = user.playout.lead(self.now), self.policy.pace
+        wake = pace.wake_s if pace and pace.is_parked(lead, False) else MOST_LEAD_S if lead > MOST_LEAD_S else None
+        if wake is None:
+            user.ready_at = self.now
+            self._at(max(self.now, user.free_at), self._offer, user, user.turn)
+        else:
+            user.ready_at, user.parked = None, True
+            self._at(self.now + lead - wake, self._wake, user, user.turn)
+
+    def _wake(self, user: _User, turn: int) -> None:
+        if turn == user.turn:
+            user.parked, user.ready_at = False, self.now
+            self._at(max(self.now, user.free_at), self._offer, user, turn)
+
+    # -- workers ---------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        waiting = [self._users[name].session for name in self._waiting]
+        began = time.perf_counter()
+        plan = self.policy.tick(self.now, self.floor, waiting)
+        self.tally.decide_ms = max(self.tally.decide_ms, (time.perf_counter() - began) * 1000)
+        self._carry_out(plan)
+        self._at(self.now + self.world.tick_s, self._tick)
+
+    def _carry_out(self, plan: Plan) -> None:
+        for move in plan.moves:
+            user = self._users[move.session]
+            if move.source is not None:
+                self.tally.migrations += 1
+                self._machines[move.source].ready.pop(move.session, None)
+            self._settle(user)
+        for name in plan.released:
+            self.floor.remove(name)
+            if self._machines[name].is_busy:
+                self._machines[name].is_leaving = True  # the step in hand is finished first
+            else:
+                self._down(name)
+        for _ in range(plan.workers - len(self.floor.desks) - self._coming):
+            self._coming += 1
+            self.tally.worker_s += self.world.start_s  # paid for from the moment it was asked for
+            self._at(self.now + self.world.start_s, self._arrive)
+
+    def _arrive(self) -> None:
+        self._coming -= 1
+        self._up()
+        for name in list(self._waiting):
+            self._seek(self._users[name])
+
+    def _up(self) -> None:
+        name = f"w{next(self._names):06d}"
+        self._machines[name] = _Machine(name, since=self.now)
+        self.floor.add(Worker(name, self.world.places))
+        self.tally.peak_workers = max(self.tally.peak_workers, len(self._machines))
+
+    def _down(self, name: str) -> None:
+        self.tally.worker_s += self.now - self._machines.pop(name).since
+
+    def _fail(self, share: float) -> None:
+        """So many of the workers die, at least one; a new one is asked for in the place of each."""
+        many = min(max(1, int(share * len(self._machines))), len(self._machines))
+        for name in self._draw.sample(sorted(self.floor.desks), min(many, len(self.floor.desks))):
+            orphans = self.floor.remove(name)
+            self._down(name)
+            self._coming += 1
+            self.tally.worker_s += self.world.start_s
+            self._at(self.now + self.world.start_s, self._arrive)
+            for session in orphans:
+                user = self._users[session.id]
+                user.turn += 1  # a step in hand is lost with it
+                user.parked = False
+                user.ready_at = self.now if user.ready_at is None else user.ready_at
+                self.tally.recoveries += 1
+                self._at(self.now + self.world.recover_s, self._again, user, user.turn)
+
+    def _again(self, user: _User, turn: int) -> None:
+        if turn == user.turn and user.is_active and user.session.id not in self.floor.home:
+            if self.floor.desks:
+                self._seek(user)
+            else:
+                self._waiting.setdefault(user.session.id, self.now)
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _machine(self, session: str) -> _Machine | None:
+        home = self.floor.home.get(session)
+        return self._machines[home] if home else None
+
+    def _at(self, when: float, call: Callable[..., None], *about: object) -> None:
+        heapq.heappush(self._events, (when, next(self._order), call, about))
