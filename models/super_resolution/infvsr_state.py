@@ -18,7 +18,7 @@ from riverrun.models.state import Rewindable, check_kind, refuse_snapshot
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP, Scene
 from riverrun.models.super_resolution.scenes import SceneSplitter
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,9 +99,9 @@ class SceneSplitter:
     the first reference serves for ever. reference_threshold: difference from the reference frame that replaces it.
 
     State: frames that wait (at most 26 once all chunks were taken), `start` (number of the first of them), `seen`
-    (frames ever added), `cuts` ahead, `settled` (no cut will be found before this frame), the filter, the shape of the
-    newest frame, and the HSV of the newest and of the reference frame. taken: whether the newest chunk began a scene,
-    and took a reference; forced: `decisions` to follow.
+    (frames ever added), `cuts` ahead, `settled` (no cut will be found before this frame), the filter, shape and revision
+    of the newest frame, and the HSV of the newest and of the reference frame. taken: whether the newest chunk began a
+    scene, and took a reference; forced: `decisions` to follow.
     """
 
     scene_threshold: float | None = 27.0
@@ -113,6 +114,7 @@ class SceneSplitter:
     settled: int = 0
     begins: bool = True
     shape: tuple[int, ...] | None = None
+    revision: int = 0
     last: np.ndarray | None = None
     reference: np.ndarray | None = None
     reference_at: int = 0
@@ -122,12 +124,13 @@ class SceneSplitter:
     def add(self, frame: Waiting) -> float:
         """Takes the next frame and returns how much it differs from the one before (0 for a first one).
 
-        A frame of another size begins a new scene.
+        A frame of another size begins a new scene, and so does one under another control of who made it: what it
+        shows was asked to change.
         """
         score = 0.0
-        if self.forced is None and self.shape not in (None, frame.pixels.shape):
+        if self.forced is None and self.seen and (self.shape, self.revision) != (frame.pixels.shape, frame.revision):
             self.cut()
-        self.shape = frame.pixels.shape
+        self.shape, self.revision = frame.pixels.shape, frame.revision
         if self.scene_threshold is not None:
             now = hsv(frame.pixels)
             if self.last is not None and self.last.shape == now.shape:
@@ -249,7 +252,14 @@ class SceneSplitter:
         self.last, self.reference = arrays.get("last"), arrays.get("reference")
 
 
-_COUNTERS = ("start", "seen", "settled", "begins", "reference_at")
+_COUNTERS = ("start", "seen", "settled", "begins", "reference_at", "revision")
+
+
+def uneven_times(frames: Sequence[Waiting]) -> tuple[int, ...]:
+    """The media time of each frame; none where all are as far apart as the last one lasts."""
+    times = tuple(frame.pts for frame in frames)
+    step = frames[-1].ticks
+    return () if all(b - a == step for a, b in pairwise(times)) else times
 
 
 def revision_of(frames: Sequence[Waiting]) -> int:
