@@ -127,8 +127,11 @@ class Controller:
 
     @carried
     @ray.method(concurrency_group="infos")
-    def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
-        """What each model says of itself; None for those not running yet. Waits for those that are loading."""
+    def infos(self, timeout_s: float, start: Sequence[str] = ()) -> dict[str, ModelInfo | None]:
+        """What each model says of itself; None for those not running yet. Waits for those that are loading. start:
+        models that are started if they are not. Raises BadRequest (no such model), Unavailable."""
+        for pool in [self._pool(model) for model in start]:
+            pool.fill()
         with ThreadPoolExecutor(max(1, len(self._pools))) as threads:
             return dict(zip(self._pools, threads.map(lambda p: p.info(timeout_s), self._pools.values()), strict=True))
 

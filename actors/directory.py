@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,9 +81,9 @@ class Directory:
                 return left
             await asyncio.sleep(LOOK_S)
 
-    async def infos(self, timeout_s: float) -> dict[str, ModelInfo | None]:
+    async def infos(self, timeout_s: float, start: Sequence[str] = ()) -> dict[str, ModelInfo | None]:
         """By model name; None for models that are not running."""
-        return await ask(self._controller.infos.remote(timeout_s), CONTROLLER)
+        return await ask(self._controller.infos.remote(timeout_s, list(start)), CONTROLLER)
 
     async def actors(self) -> list[MemberHealth]:
         """Every actor there is."""

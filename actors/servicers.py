@@ -8,11 +8,12 @@ import grpc
 
 from riverrun import __version__
 from riverrun.actors import messages
-from riverrun.actors.auth import caller
+from riverrun.actors.auth import caller, check_role
 from riverrun.actors.directory import Directory
 from riverrun.actors.errors import mapped, unary
 from riverrun.actors.host import SessionHost, SessionWish
 from riverrun.actors.jobs import Job, JobDesk, JobSpec
+from riverrun.actors.principal import Role
 from riverrun.actors.requests import control_of, reason_of, seconds_of, traceparent, values_of
 from riverrun.graphs.script import TimedControl
 from riverrun.protos import riverrun_pb2 as pb
@@ -25,6 +26,9 @@ MARGIN_S = 30.0
 
 LOADING_S = 20.0
 """ListModels and ListGraphs wait so long for models that are still loading."""
+
+STARTING_S = 45.0
+"""ListModels so long for one that it starts."""
 
 Context = grpc.aio.ServicerContext
 
@@ -158,7 +162,9 @@ class Cluster(rpc.ClusterServicer):
 
     @unary
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        infos = await self._directory.infos(LOADING_S)
+        if request.start:
+            check_role(caller(), Role.CONTROLLER, "to start models")
+        infos = await self._directory.infos(STARTING_S if request.start else LOADING_S, request.start)
         models = self._directory.models
         return pb.ListModelsResponse(models=[messages.model(c, infos.get(name)) for name, c in models.items()])
 

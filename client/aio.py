@@ -169,9 +169,12 @@ class AsyncClient:
         stub = rpc.ClusterStub(self.channel())
         return await self._call(stub.Drain(request, timeout=deadline + CALL_SECONDS))
 
-    async def models(self) -> list[pb.Model]:
-        stub = rpc.ClusterStub(self.channel())
-        return list((await self._call(stub.ListModels(pb.ListModelsRequest(), timeout=CALL_SECONDS))).models)
+    async def models(self, start: Sequence[str] = ()) -> list[pb.Model]:
+        """start: models to be started if they don't run, so that their ports and parameters are known."""
+        request = pb.ListModelsRequest(start=start)
+        return list(
+            (await self._call(rpc.ClusterStub(self.channel()).ListModels(request, timeout=CALL_SECONDS))).models
+        )
 
     async def graphs(self) -> list[pb.Graph]:
         stub = rpc.ClusterStub(self.channel())

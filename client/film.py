@@ -35,15 +35,15 @@ class FilmWriter:
         self.path, self.frames, self.written, self.is_cut = path, 0, list[Path](), False
         self._look, self._sound = look, Sound(sound) if sound else None
         self._times: dict[int, tuple[int, Fraction]] = {}
-        self._expected = 0
+        self.expected = 0
         self._part: _Part | None = None
         if self._sound and self._sound.codec:
             check_codec(path, self._sound.codec)
 
     def expect(self, picture: Picture) -> None:
         """Frame number n is made of the picture that was the n-th here."""
-        self._times[self._expected] = (picture.pts, picture.time_base)
-        self._expected += 1
+        self._times[self.expected] = (picture.pts, picture.time_base)
+        self.expected += 1
 
     def add(self, frame: Frame) -> None:
         """Raises ExportError for what is no picture."""
@@ -51,7 +51,7 @@ class FilmWriter:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise ExportError(f"port {frame.port!r} carries {array.dtype} {list(array.shape)}, not pictures")
         if frame.number not in self._times:
-            raise ExportError(f"frame {frame.number} of port {frame.port!r} came, {self._expected} went in")
+            raise ExportError(f"frame {frame.number} of port {frame.port!r} came, {self.expected} went in")
         pts, time_base = self._times.pop(frame.number)
         if self._part is None or self._part.size != array.shape[:2]:
             self._next(array.shape[:2], time_base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import islice
 
 from riverrun.client.errors import Error
@@ -15,13 +15,12 @@ class Pump:
     """A thread that sends pictures, as many as the stream lets it, and finishes the stream after the last one.
 
     source: a live one loses what is not taken in time (`latest`), any other nothing. frames: at most so many of it.
-    expect: told of each picture just before it goes. is_cut: whether the source had more than went in.
+    expect: told of each picture just before it goes.
     """
 
     def __init__(
         self, stream: Stream, source: Source, frames: int | None, expect: Callable[[Picture], object], port: str
     ) -> None:
-        self.is_cut = False
         self.sent = 0
         self._newest = Newest(source) if source.is_live else None
         self._stream, self._source, self._expect, self._port = stream, source, expect, port
@@ -43,7 +42,7 @@ class Pump:
 
     def _run(self) -> None:
         try:
-            for picture in self._wanted(self._newest or self._source):
+            for picture in islice(self._newest or self._source, self._frames):
                 self._expect(picture)
                 self._stream.send(picture.array, picture.seconds, self._port)
                 self.sent += 1
@@ -51,11 +50,6 @@ class Pump:
             self._error = error
         finally:
             self._finish()
-
-    def _wanted(self, pictures: Iterable[Picture]) -> Iterator[Picture]:
-        coming = iter(pictures)
-        yield from islice(coming, self._frames)
-        self.is_cut = self._frames is not None and self.sent == self._frames
 
     def _finish(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,8 +207,8 @@ class Client:
     def drain(self, target: str, deadline: float = 60.0, undo: bool = False) -> pb.DrainResponse:
         return self._loop.run(self._rr.drain(target, deadline, undo))
 
-    def models(self) -> list[pb.Model]:
-        return self._loop.run(self._rr.models())
+    def models(self, start: Sequence[str] = ()) -> list[pb.Model]:
+        return self._loop.run(self._rr.models(start))
 
     def graphs(self) -> list[pb.Graph]:
         return self._loop.run(self._rr.graphs())

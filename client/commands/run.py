@@ -1,4 +1,4 @@
-"""`riverrun run GRAPH`: a stream into files."""
+"""`riverrun run GRAPH`: a stream into files, of a prompt or of frames that go in."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from riverrun.client.commands.common import (
     service,
     show_json,
 )
+from riverrun.client.commands.feeding import Input, fed, options_for
 from riverrun.client.commands.play import play, show_summary
 from riverrun.client.export import Writer, writer_for
+from riverrun.client.film import SUFFIXES, FilmWriter
 from riverrun.client.recorder import Recorder, Switch
 from riverrun.client.sheet import ContactSheet
+from riverrun.client.sources import DEFAULT_FPS, open_source
 from riverrun.client.sync import Stream
 
 DEFAULT_SECONDS = 20.0
@@ -34,10 +37,16 @@ def run(
     at: Annotated[
         list[str] | None, typer.Option("--at", metavar="SECONDS:PROMPT", help="Change the prompt there; repeatable.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length, 20 by default.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length; 20, or all of what goes in.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Length in frames instead.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--in", metavar="SOURCE", help="Frames to put in: a film, a folder of pictures, camera:DEVICE."),
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Of a folder of pictures that goes in.")] = DEFAULT_FPS,
     output: Annotated[
-        Path | None, typer.Option("--out", help="An .mp4, or a folder for PNGs; more ports get their name added.")
+        Path | None,
+        typer.Option("--out", help="An .mp4 (.mkv, .mov too with --in), or a folder for PNGs; ports get names added."),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first output (.png).")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -55,15 +64,22 @@ def run(
 ) -> None:
     """Stream a graph, on a running service or on one started for it, and write what comes."""
     length = chosen_length(frames, seconds)
-    if output is not None and output.suffix not in ("", ".mp4"):
-        raise typer.BadParameter(f"must end in .mp4, or be a folder for PNGs, got {output.name!r}", param_hint="--out")
+    films = SUFFIXES if source else (".mp4",)
+    if output is not None and output.suffix not in ("", *films):
+        wanted = f"must end in {', '.join(films)}, or be a folder for PNGs, got {output.name!r}"
+        raise typer.BadParameter(wanted, param_hint="--out")
     switches = parse_switches(at)
     params = key_values(param or ())
+    given = Input.of(open_source(source, fps), frames, seconds) if source else None
     with service(address, config, overrides) as rr:
         started = time.monotonic()
+        params, length = options_for(rr, graph, given, params, length)
         with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, lead=lead, **length, **params) as stream:
-            recorder = Recorder(stream, started, switches, writers_for(stream, output), _sheet(sheet, stream, prompt))
-            files = _record(recorder, frames or round(length["seconds"] * stream.session.outputs[0].fps), sheet)
+            writers = writers_for(stream, output, given)
+            recorder = Recorder(stream, started, switches, writers, _sheet(sheet, stream, prompt))
+            with fed(stream, given, writers) as total:
+                made = total or frames or round(length.get("seconds", 0) * stream.session.outputs[0].fps)
+                files = _record(recorder, made or None, sheet)
     summary = recorder.summary() | {"prompt": prompt, "seed": seed, "files": files}
     if as_json:
         show_json(summary)
@@ -96,20 +112,24 @@ def parse_switch(text: str) -> Switch:
         return _no_switch(text)
 
 
-def writers_for(stream: Stream, output: Path | None) -> dict[str, Writer]:
-    """A writer for each output: the first at `output`, the others beside it with their name added."""
+def writers_for(stream: Stream, output: Path | None, given: Input | None = None) -> dict[str, Writer]:
+    """A writer for each output: the first at `output`, the others beside it with their name added. given: a film made
+    of its frames is like it."""
     if output is None:
         return {}
     writers: dict[str, Writer] = {}
     for place, port in enumerate(stream.session.outputs):
         path = output if place == 0 else output.with_name(f"{output.stem}.{port.port}{output.suffix}")
-        if path.suffix == ".mp4" and port.kind != "frames":
+        if path.suffix and port.kind != "frames":
             path = path.with_suffix("")  # no picture: a folder of arrays
-        writers[port.port] = writer_for(path, port.fps)
+        is_like = given is not None and path.suffix
+        writers[port.port] = (
+            FilmWriter(path, given.source.look, given.source.path) if given and is_like else writer_for(path, port.fps)
+        )
     return writers
 
 
-def _record(recorder: Recorder, total: int, sheet: Path | None) -> list[str]:
+def _record(recorder: Recorder, total: int | None, sheet: Path | None) -> list[str]:
     try:
         for _ in play(recorder, total):
             pass
@@ -120,8 +140,12 @@ def _record(recorder: Recorder, total: int, sheet: Path | None) -> list[str]:
         recorder.close()
         if sheet is not None and recorder.sheet is not None and recorder.timings.frames:
             recorder.sheet.save(sheet)
-    written = [str(writer.path) for writer in recorder.writers.values() if writer.frames]
+    written = [str(path) for writer in recorder.writers.values() if writer.frames for path in _paths(writer)]
     return [*written, *([str(sheet)] if sheet else [])]
+
+
+def _paths(writer: Writer) -> list[Path]:
+    return writer.written if isinstance(writer, FilmWriter) else [writer.path]
 
 
 def _sheet(path: Path | None, stream: Stream, prompt: str | None) -> ContactSheet | None:
