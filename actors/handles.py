@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from riverrun.actors.line import Line
 from riverrun.graphs.stage import (
+    ActorDied,
     AttachReply,
     Epoch,
     OpenReply,
@@ -36,7 +37,7 @@ async def ask(call: Awaitable[Any], who: str) -> Any:
     except RayTaskError as error:
         raise own_error(error) from None
     except RayActorError as error:
-        raise StageGone(f"{who} died") from error
+        raise ActorDied(f"{who} died") from error
     except RayError as error:
         raise StageGone(f"{who} can't be reached: {type(error).__name__}") from error
 

@@ -27,6 +27,8 @@ from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.saver import Saver
 from riverrun.graphs.script import Script, ScriptRefused
 from riverrun.graphs.stage import (
+    ActorDied,
+    DiedWith,
     EncoderHandle,
     Epoch,
     InputLost,
@@ -187,6 +189,8 @@ class Flow:
         if chunk.frames < 1:
             raise BadRequest(f"a chunk for input {port!r} needs at least one frame, got {chunk.frames}")
         edge = self.edges[self.graph.inputs[port]]
+        if edge.once and edge.due_frame > edge.refused:
+            raise BadRequest(f"input {port!r} takes one frame of a stream, and has it")
         check_input(port, self._input_ports[port], chunk.data)
         await self.signal.until(lambda: edge.ended or gone() or edge.takes_push)
         if edge.ended and not self.has_all_frames:  # then its client could not know yet, and is not at fault
@@ -288,7 +292,7 @@ class Flow:
             return False
         if self._max_frames and ring is self.audience.first:
             left = self._max_frames - ring.next_frame
-            if 0 < left <= chunk.frames:
+            if left <= chunk.frames and not self.sources_ended:  # 0 of one that was taken over at its end
                 self._end_pts = chunk.pts + left * chunk.frame_ticks
                 self.end_sources(f"all {self._max_frames} frames were made")
             chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
@@ -308,10 +312,20 @@ class Flow:
         """Also asks for what the stage needs and is not here: its makers make it again."""
         if self.recovery is None:
             raise fault
+        if isinstance(fault, ActorDied):
+            self._died_with(driver, fault)
         await self.recovery.bring_back(driver, fault)
         for edge in driver.inputs.values():
             if edge.has_gap and not edge.from_client:
                 self._want_again(self._maker(edge), InputLost(f"stage {driver.name!r} needs its chunks again"))
+
+    def _died_with(self, driver: StageDriver, fault: ActorDied) -> None:
+        """What else of the session was on that actor is brought back now, not when it is stepped next."""
+        at = self._keeper.record.placement
+        for other in self.drivers.values():
+            if other is not driver and other.fault is None and at.get(other.name) == at.get(driver.name):
+                other.fault = DiedWith(f"found by stage {driver.name!r}: {fault}")
+        self.signal.notify()
 
     def leave(self, silent: Sequence[StageHandle]) -> None:
         """Frees what may lie on actors that did not answer when the session was taken over."""

@@ -20,6 +20,7 @@ from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.opening import answer, let_go, opening
 from riverrun.graphs.saver import Saver
 from riverrun.graphs.stage import (
+    DiedWith,
     EncoderHandle,
     Epoch,
     OpenRequest,
@@ -91,6 +92,8 @@ class Recovery:
 
     def _count(self, driver: StageDriver, fault: Exception) -> None:
         """One step is tried so often; what counts is the step that failed, not the ones made again on the way."""
+        if isinstance(fault, DiedWith):
+            return
         at = (driver.name, driver.next_seq)
         self._failed = {k: v for k, v in self._failed.items() if k[0] != driver.name or k == at}
         self._failed[at] = self._failed.get(at, 0) + 1

@@ -46,6 +46,14 @@ class StageGone(Unavailable):
     """The actor or its process died; its states are lost."""
 
 
+class ActorDied(StageGone):
+    """The stage's actor is dead for certain, and with it all that lived there."""
+
+
+class DiedWith(StageGone):
+    """The actor of a stage was found dead by another stage of the session: no step of this one has failed."""
+
+
 class InputLost(Unavailable):
     """An input chunk's data died with the actor that made it; nothing was stepped, the same step is due again."""
 

@@ -243,3 +243,41 @@ def test_what_finds_no_place_is_suspended(w, clock, run):
         await runner.close("over")
 
     run(body())
+
+
+def test_all_stages_of_a_dead_actor_come_back_when_one_is_found_dead(w, clock, run):
+    async def body():
+        wanted = await undisturbed(w, clock, CHAIN)
+        world = w.World(clock, actors=1)
+        runner = await world.open(CHAIN, CONFIG, params=PARAMS["chain"], max_frames=FRAMES)
+        client = w.Client()
+        await client.read(runner, 21)
+        world.kill("a0")
+        reading = asyncio.create_task(client.read(runner))
+        alone = 0
+        while not reading.done():
+            lost = [driver for driver in runner._flow.drivers.values() if driver.fault]
+            alone = max(alone, len(lost))
+            await asyncio.sleep(0)
+        assert alone == 3
+        assert client.pixels == wanted
+        await runner.ended()
+        assert world.states() == 0
+
+    run(body())
+
+
+def test_a_stage_that_is_idle_whenever_its_actor_dies_has_not_failed(w, clock, run):
+    async def body():
+        world = w.World(clock, actors=1)
+        params = {**PARAMS["chain"], "c": {**PARAMS["chain"]["c"], "takes": 24}}
+        runner = await world.open(CHAIN, CONFIG, params=params)
+        client = w.Client()
+        for at in range(4, 60, 4):
+            world.kill("a0")
+            await client.read(runner, at)
+        assert client.numbers == list(range(56))
+        assert runner.state is SessionState.RUNNING
+        await runner.close("over")
+
+    run(body())

@@ -25,7 +25,7 @@ from riverrun.graphs.gate import Gate
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.items import Event, Frame, InputAck
 from riverrun.graphs.runner import Runner
-from riverrun.graphs.stage import InputLost, StageGone
+from riverrun.graphs.stage import ActorDied, InputLost
 from riverrun.models.base import Unavailable
 from riverrun.models.synthetic import Synthetic
 from riverrun.store.checkpoints import Engine
@@ -83,7 +83,7 @@ class Actor:
 
     def must_live(self) -> None:
         if not self.lives:
-            raise StageGone(f"actor {self.name} ({self.incarnation}) died")
+            raise ActorDied(f"actor {self.name} ({self.incarnation}) died")
 
 
 class Handle:
