@@ -100,15 +100,19 @@ class Checkpoints:
         kept = tuple(session.kept[seq] for seq in sorted(session.kept))
         return Packet(session.stand(), self.engine, snapshot, kept)
 
-    def unpack(self, params: Any, source: Manifest | Packet) -> tuple[Any, Mark]:
-        """A State of this actor's model, and where it stands. Raises Mismatch, Corrupt, Unavailable."""
+    def unpack(self, params: Any, source: Manifest | Packet, blank: Any = None) -> tuple[Any, Mark]:
+        """A State of this actor's model, and where it stands. blank: one just opened, which is filled then.
+
+        Raises Mismatch, Corrupt, Unavailable."""
         self._check(source.engine)
         if isinstance(source, Packet):
-            return self._model.restore(params, source.snapshot), source.mark
-        if self._blobs is None:
+            snapshot = source.snapshot
+        elif self._blobs is None:
             raise Unavailable("this actor was given no place for checkpoints")
-        snapshot = Snapshot(source.meta, self._blobs.read(source), source.kind)
-        return self._model.restore(params, snapshot), source.mark
+        else:
+            snapshot = Snapshot(source.meta, self._blobs.read(source), source.kind)
+        model: Any = self._model
+        return model.restore(params, snapshot) if blank is None else model.refill(blank, snapshot), source.mark
 
     def _check(self, other: Engine) -> None:
         """The same weights or none; another number of threads may change the last bits, and is only said."""

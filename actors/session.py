@@ -38,7 +38,8 @@ class StageSession:
     kept: replies the runner has not acked, by step.
     job: the step in hand, if any. copying: held while its State is copied between two steps. touched: when somebody
     last called for it. chunks, frames: emitted so far, by port.
-    gone: it was closed or has failed, and is freed as soon as no step is using its State.
+    gone: it was closed or has failed, and is freed as soon as no step is using its State. blank: a State to be filled,
+    where one is about to be put here.
     """
 
     request: OpenRequest
@@ -62,6 +63,7 @@ class StageSession:
     held: int = 0
     flushed: bool = False
     gone: bool = False
+    blank: Any = None
 
     def stand(self) -> Mark:
         """Where it stands between two steps."""

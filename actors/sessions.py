@@ -73,16 +73,17 @@ class SessionTable:
         """Room for a State that is put here from elsewhere; an earlier life of it leaves. Raises NoRoom, StaleEpoch."""
         with self.lock:
             self._refuse_late(request, life)
-            known = self._sessions.get(request.session)
+            known, blank = self._sessions.get(request.session), None
             if known is not None:
                 before = known.epoch.number
                 known.fence(request.epoch)
                 if known.state is not None and (before, known.life) >= (request.epoch.number, life):
                     raise StaleEpoch(f"session {request.session}: life {known.life} is here, {life} came late")
+                blank = known.blank if known.life == life else None
                 self.end(known, UnknownSession, f"session {request.session} begins again elsewhere")
             self._ended.pop(request.session, None)
             session, _ = self.add(request, description, need)
-            session.life = life
+            session.life, session.blank = life, blank
             return session
 
     def find(self, session: str, epoch: Epoch) -> StageSession:

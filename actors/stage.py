@@ -164,29 +164,39 @@ class StageWorker:
             return self.checkpoints.pack(known)
 
     def prepare(self, request: RestoreRequest) -> None:
-        """Sets room aside. Raises NoRoom, StaleEpoch."""
-        params = parse_params(self.model.Params, request.opening.params)
-        self._table.replace(request.opening, request.life, *self._described(params))
+        """Sets room aside, and takes its memory in if the model can fill a State. Raises NoRoom, StaleEpoch."""
+        opening = request.opening
+        params = parse_params(self.model.Params, opening.params)
+        session = self._table.replace(opening, request.life, *self._described(params))
+        if hasattr(self.model, "refill"):
+            with self._ending_else(session, f"session {opening.session} finds no memory"):
+                session.blank = self.model.open(params, opening.seed)
 
     def restore(self, request: RestoreRequest) -> RestoreReply:
         """Puts a State here; one of an earlier life is replaced. Raises Corrupt, NoRoom, StaleEpoch, Unavailable."""
         opening = request.opening
         params = parse_params(self.model.Params, opening.params)
         session = self._table.replace(opening, request.life, *self._described(params))
-        try:
+        with self._ending_else(session, f"session {opening.session} could not be restored"):
             if request.source is None:
                 session.state = self._open_state(opening, params)
                 session.ready = self.model.ready(session.state)
             else:
-                state, mark = self.checkpoints.unpack(params, request.source)
+                state, mark = self.checkpoints.unpack(params, request.source, session.blank)
                 session.begin_at(mark)
                 if isinstance(request.source, Packet):
                     session.kept = {reply.seq: reply for reply in request.source.kept}
-                session.state, session.held = state, int(state.nbytes)
-        except BaseException:
-            self._table.end(session, UnknownSession, f"session {opening.session} could not be restored")
-            raise
+                session.state, session.held, session.blank = state, int(state.nbytes), None
         return RestoreReply(session.description, self.incarnation, session.stand())
+
+    @contextlib.contextmanager
+    def _ending_else(self, session: StageSession, why: str) -> Iterator[None]:
+        """The session ends if what follows fails."""
+        try:
+            yield
+        except BaseException:
+            self._table.end(session, UnknownSession, why)
+            raise
 
     @contextlib.contextmanager
     def _resting(self, session: str, epoch: Epoch) -> Iterator[StageSession]:

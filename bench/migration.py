@@ -3,9 +3,12 @@
 `python -m riverrun.bench.migration [--quick] [--json FILE]`
 
 One service with two actors of each model, one session at a time, its client taking frames as fast as they come. It is
-moved back and forth; the pause is the longest gap between two chunks while it moves, less the median gap. To compare
-with: the raw way of as many bytes as the State has, from `ray.put` in one actor until `ray.get` returns in another, one
-uint8 tensor, in the same Ray.
+moved back and forth; the pause is the longest gap between two chunks while it moves, less the median gap. Where it
+goes is read off the gateway's log: memory taken in at the target while the stage steps on, then, while it stands still,
+the wait for the step in hand, the copy out (into Ray's object store), the copy in, the record.
+
+To compare with: the raw way of as many bytes as the State has, from `ray.put` in one actor until `ray.get` returns in
+another, one uint8 tensor, in the same Ray.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import statistics
 import tempfile
 import threading
@@ -28,7 +32,7 @@ import ray
 
 from riverrun.actors.controller import NAMESPACE
 from riverrun.bench.report import Cell, machine, table, write_json
-from riverrun.bench.service import serving
+from riverrun.bench.service import Service, serving
 from riverrun.client.sync import Client, Stream, connect
 from riverrun.configs import FOLDER
 from riverrun.models.wan.sizes import human
@@ -77,7 +81,8 @@ QUICK = Plan(moves=6, still=5, big=(256_000_000,))
 @dataclass(frozen=True)
 class Figure:
     """Milliseconds. gap: median between two chunks. pause_p50, pause_max: longer than that while it moved. raw: see
-    above (0: not asked). asked: from the request to its answer. goal: 2 chunks, or 2 times raw and a chunk."""
+    above (0: not asked). asked: from the request to its answer. spans: median of each part of a move.
+    goal: 2 chunks, or 2 times raw and a chunk."""
 
     case: str
     moves: int
@@ -86,6 +91,7 @@ class Figure:
     pause_max: float
     raw: float
     asked: float
+    spans: dict[str, float] = field(default_factory=dict)
 
     @property
     def goal(self) -> float:
@@ -139,8 +145,19 @@ class Watcher:
                     self._news.notify()
 
 
-def moved(rr: Client, case: Case, plan: Plan, raw_ms: float) -> Figure:
+def spans_of(log: str) -> dict[str, float]:
+    """Median milliseconds of each part of the moves that a gateway tells of; the first move is left out, as it brings
+    each actor's memory about."""
+    moves = [re.findall(r"([a-z ]+) ([\d.]+) ms", line) for line in re.findall(r" moved to \S+: (.*)", log)]
+    parts: dict[str, list[float]] = {}
+    for name, ms in (part for move in moves[1:] for part in move):
+        parts.setdefault(name.strip(), []).append(float(ms))
+    return {name: statistics.median(times) for name, times in parts.items()}
+
+
+def moved(rr: Client, log: Path, case: Case, plan: Plan, raw_ms: float) -> Figure:
     """One session, moved so often."""
+    told = log.stat().st_size
     stream = rr.stream(case.graph, seed=1, lead=0.0, **case.params)
     watcher = Watcher(stream)
     watcher.more(plan.still)
@@ -155,9 +172,11 @@ def moved(rr: Client, case: Case, plan: Plan, raw_ms: float) -> Figure:
     watcher.end()
     gap, longer = pauses(watcher.arrivals, moves[1:])  # the first brings each actor's memory about
     asked = statistics.median(ended - began for began, ended in moves[1:])
-    return Figure(
-        case.name, plan.moves, 1000 * gap, 1000 * statistics.median(longer), 1000 * max(longer), raw_ms, 1000 * asked
-    )
+    with log.open() as lines:
+        lines.seek(told)
+        spans = spans_of(lines.read())
+    pause, longest = statistics.median(longer), max(longer)
+    return Figure(case.name, plan.moves, 1000 * gap, 1000 * pause, 1000 * longest, raw_ms, 1000 * asked, spans)
 
 
 # ---- the raw way ----
@@ -216,8 +235,8 @@ def cluster(store_bytes: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def pair_service(store_bytes: int, *overrides: str) -> Iterator[str]:
-    """The address of a service with two actors of each model."""
+def pair_service(store_bytes: int, *overrides: str) -> Iterator[Service]:
+    """A service with two actors of each model."""
     with tempfile.TemporaryDirectory(prefix="riverrun-bench-") as name, cluster(store_bytes) as ray_address:
         folder = Path(name)
         (folder / "pair.yaml").write_text(PAIR)
@@ -227,19 +246,19 @@ def pair_service(store_bytes: int, *overrides: str) -> Iterator[str]:
         models = f"models=[{folder}/pair.yaml,world-text,{folder}/live.yaml]"
         kept = [f"checkpoints.uri={folder}/checkpoints", f"ray_address={ray_address}", "drain_s=0.2", *overrides]
         with serving(models, f"graphs=[{folder}/moved.yaml]", *kept) as service:
-            yield service.address
+            yield service
 
 
 def measure(plan: Plan) -> list[Figure]:
     figures = []
     store_bytes = max(512 << 20, int(2.5 * max(plan.big)))
     no_others = ("checkpoints.chunks=1000000", "checkpoints.seconds=1000000")
-    with pair_service(store_bytes, *no_others) as address, connect(address) as rr:
+    with pair_service(store_bytes, *no_others) as service, connect(service.address) as rr:
         while not all(actor.up for actor in rr.status().actors):
             time.sleep(0.2)
         for case in plan.cases:
             raw = raw_ms(case.nbytes, plan.raws) if case.nbytes > 100_000_000 else 0.0
-            figures.append(moved(rr, case, plan, raw))
+            figures.append(moved(rr, service.log, case, plan, raw))
             print(figures[-1], flush=True)
     return figures
 
@@ -250,7 +269,9 @@ def show(figures: Sequence[Figure]) -> str:
         [f.case, f.moves, f.gap, f.pause_p50, f.pause_max, f.pause_p50 / f.gap, f.raw or None, f.goal, f.asked]
         for f in figures
     ]
-    return table(columns, rows)
+    parts = list(dict.fromkeys(name for f in figures for name in f.spans))
+    spent: list[list[Cell]] = [[f.case, *(f.spans.get(name) for name in parts)] for f in figures]
+    return f"{table(columns, rows)}\n\n{table(('session', *parts), spent)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -40,8 +40,8 @@ class Memory:
 class Service:
     """A running service, seen from outside."""
 
-    def __init__(self, root: psutil.Process, address: str, store: EmbeddedServer) -> None:
-        self.address = address
+    def __init__(self, root: psutil.Process, address: str, store: EmbeddedServer, log: Path) -> None:
+        self.address, self.log = address, log
         self._root, self._store_pid = root, store.pid
         self._store = redis.Redis.from_url(store.url)
 
@@ -122,7 +122,7 @@ def _started(tree: subprocess.Popen[bytes], address: str, store: EmbeddedServer,
             if tree.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the service did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.2)
-    return Service(psutil.Process(tree.pid), address, store)
+    return Service(psutil.Process(tree.pid), address, store, log)
 
 
 def _stop(tree: subprocess.Popen[bytes]) -> None:

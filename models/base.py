@@ -56,11 +56,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Port:
-    """A named, typed end of an edge. size: (H, W) that its frames must have; None: any, or the model looks itself."""
+    """A named, typed end of an edge. size: (H, W) that its frames must have; None: any, or the model looks itself.
+    once: an input that takes one chunk of a stream, at its beginning; nothing waits for a second."""
 
     name: str
     kind: Kind
     size: tuple[int, int] | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True)

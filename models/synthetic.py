@@ -161,17 +161,24 @@ class Synthetic(StreamModel):
         )
 
     def open(self, params: SyntheticParams, seed: int) -> SyntheticState:
-        buffer = np.zeros(params.state_bytes, np.uint8)
+        buffer = np.full(params.state_bytes, 0, np.uint8)  # zeros() would take the memory in only when it is written to
         return SyntheticState(params, seed, params.prompt, params.step_ms, buffer)
 
     def restore(self, params: SyntheticParams, snapshot: Snapshot) -> SyntheticState:
+        return self.refill(self.open(params, seed=0), snapshot)
+
+    def refill(self, state: SyntheticState, snapshot: Snapshot) -> SyntheticState:
         tensors = snapshot.tensors
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
-            buffer = tensors["buffer"].copy()
-            if buffer.shape != (params.state_bytes,):
-                raise Corrupt(f"snapshot has {buffer.size} state bytes, parameters say {params.state_bytes}")
-            waiting = tuple(Waiting(tensors[f"waiting.{i}"].copy(), *times) for i, times in enumerate(meta["waiting"]))
-            return SyntheticState(params, meta["seed"], meta["prompt"], meta["step_ms"], buffer, meta["steps"], waiting)
+            if tensors["buffer"].shape != state.buffer.shape:
+                wanted = state.buffer.size
+                raise Corrupt(f"snapshot has {tensors['buffer'].size} state bytes, parameters say {wanted}")
+            np.copyto(state.buffer, tensors["buffer"])
+            state.seed, state.prompt, state.steps = meta["seed"], meta["prompt"], meta["steps"]
+            state.step_ms = meta["step_ms"]
+            times = enumerate(meta["waiting"])
+            state.waiting = tuple(Waiting(tensors[f"waiting.{i}"].copy(), *time) for i, time in times)
+        return state
 
     def push(self, state: SyntheticState, chunk: Chunk) -> None:
         params = state.params

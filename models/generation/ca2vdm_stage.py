@@ -134,7 +134,7 @@ class ClipStage(StreamModel):
 
     def describe(self, params: ClipParams) -> Description:
         return Description(
-            inputs=(Port("first", Kind.CONDITION),),
+            inputs=(Port("first", Kind.CONDITION, once=True),),
             outputs=(Port("latents", Kind.CONDITION),),
             chunk_frames=self.options.chunk,
             fps=self.options.fps,
@@ -193,11 +193,14 @@ class ClipStage(StreamModel):
     def snapshot_kinds(self) -> tuple[str, ...]:
         return KINDS
 
-    @torch.no_grad()
     def restore(self, params: ClipParams, snapshot: Snapshot) -> ClipState:
+        return self.refill(self.open(params, seed=0), snapshot)
+
+    @torch.no_grad()
+    def refill(self, state: ClipState, snapshot: Snapshot) -> ClipState:
+        caches = tuple(f"{cache.spec.name}/" for cache in state.stream.caches.all())
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
-            state = self.open(params, meta["counters"]["seed"])
-            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu", caches))
         if snapshot.kind == "recache":
             self.sampler.rewrite(state.stream, self.options.chunk)
         return state
@@ -216,7 +219,8 @@ class ClipStage(StreamModel):
             state.stream.text = self._text(state)
         state.pending = unpack_control(meta["pending"], tensors)
         counters = meta["counters"]
-        state.chunk, state.frames, state.revision = (counters[name] for name in ("chunk", "frames", "revision"))
+        state.seed, state.chunk = counters["seed"], counters["chunk"]
+        state.frames, state.revision = counters["frames"], counters["revision"]
 
     # -- parts of a step -------------------------------------------------------------------------------------
 

@@ -155,9 +155,12 @@ class LongLive(StreamModel):
 
     @torch.no_grad()
     def restore(self, params: LongLiveParams, snapshot: Snapshot) -> LongLiveState:
+        return self.refill(self.open(params, seed=0), snapshot)
+
+    @torch.no_grad()
+    def refill(self, state: LongLiveState, snapshot: Snapshot) -> LongLiveState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
-            state = self.open(params, meta["counters"]["seed"])
-            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu", ("cache/",)))
         if snapshot.kind == "recache" and state.chunk:
             self._recompute(state)
         return state
@@ -186,7 +189,8 @@ class LongLive(StreamModel):
             state.stream.text = self._text(state.embedding)
         state.pending = unpack_control(meta["pending"], tensors)
         counters = meta["counters"]
-        state.chunk, state.frames, state.revision = (counters[name] for name in ("chunk", "frames", "revision"))
+        state.seed, state.chunk = counters["seed"], counters["chunk"]
+        state.frames, state.revision = counters["frames"], counters["revision"]
 
     # -- parts of a step -------------------------------------------------------------------------------------
 

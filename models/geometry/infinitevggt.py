@@ -173,9 +173,11 @@ class InfiniteVGGT(StreamModel):
             return [self._emit(state, outputs, row) for row, state in enumerate(states)]
 
     def restore(self, params: InfiniteVGGTParams, snapshot: Snapshot) -> InfiniteVGGTState:
+        return self.refill(self.open(params, seed=0), snapshot)
+
+    def refill(self, state: InfiniteVGGTState, snapshot: Snapshot) -> InfiniteVGGTState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
-            state = self.open(params, meta["seed"])
-            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu", ("tokens/", "poses/")))
         return state
 
     def _fill(self, state: InfiniteVGGTState, meta: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -189,7 +191,7 @@ class InfiniteVGGT(StreamModel):
             state.stream.scores = tensors["scores"]
         for i, times in enumerate(meta["waiting"]):
             state.waiting.append(Waiting(tensors[f"waiting/{i}"].numpy(), *times))
-        state.frames = meta["frames"]
+        state.seed, state.frames = meta["seed"], meta["frames"]
 
     # -- parts of a step -------------------------------------------------------------------------------------
 

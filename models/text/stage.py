@@ -195,8 +195,10 @@ class LanguageModel(StreamModel):
         state.forced = decisions
 
     def restore(self, params: TextParams, snapshot: Snapshot) -> TextState:
+        return self.refill(self.open(params, seed=0), snapshot)
+
+    def refill(self, state: TextState, snapshot: Snapshot) -> TextState:
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
-            state = self.open(params, meta["seed"])
             self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu", ("cache/",)))
         if snapshot.kind == "recache":
             state.stream.cache.cursor = 0
@@ -210,6 +212,7 @@ class LanguageModel(StreamModel):
             stream.work = type(stream.work)(**copy.deepcopy(meta["work"]))  # two States may be made of one snapshot
         except TypeError as error:
             raise ValueError("its drafts are another strategy's") from error
+        state.seed, stream.chance = meta["seed"], SeededChance(meta["seed"])
         stream.ids, stream.chance.drawn = tensors["ids"].tolist(), meta["drawn"]
         for owner, values in ((stream, meta["stream"]), (state, meta["state"])):
             for name, value in values.items():
