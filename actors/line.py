@@ -25,10 +25,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from riverrun.actors.raised import portable
+from riverrun.models.base import Corrupt, one_line
+
 KEY_BYTES = 32
 KEY_S = 5.0
-"""A caller sends the key within so long."""
+"""A caller sends the key, all of it, within so long."""
 
+MAX_STRANGERS = 32
+"""Callers that have not sent the key yet; one more is sent away, and asks through Ray."""
+
+LEAST_S = 1e-3
 RETRY_S = 0.1
 """After a line that could not be taken; a thread that gave up would leave callers waiting for ever."""
 
@@ -58,6 +65,7 @@ class LineServer:
     def __init__(self, node: str, answer: Callable[[Any], Any]) -> None:
         self._answer = answer
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS)
         self.place = LinePlace(node, self._socket.getsockname()[1], secrets.token_bytes(KEY_BYTES))
         threading.Thread(target=self._accept, name="line", daemon=True).start()
 
@@ -76,30 +84,37 @@ class LineServer:
                     return
                 time.sleep(RETRY_S)  # no file handle is free, or the caller has left: others still wait
                 continue
+            if not self._strangers.acquire(blocking=False):
+                caller.close()
+                continue
             try:
                 threading.Thread(target=self._serve, args=(caller,), name="line", daemon=True).start()
             except RuntimeError:  # no more threads: the caller sees a broken line and asks through Ray
+                self._strangers.release()
                 caller.close()
 
     def _serve(self, caller: socket.socket) -> None:
         """One connection, until the other side closes it."""
-        with caller:
+        with caller, suppress(OSError):  # the gateway is gone, or has given up this line
             _tune(caller)
-            try:
-                caller.settimeout(KEY_S)
-                if not hmac.compare_digest(_read(caller, KEY_BYTES), self.place.key):
-                    return
-                caller.settimeout(None)
-                while True:
-                    self._reply(caller, _receive(caller))
-            except OSError:  # the gateway is gone, or has given up this line
+            if not self._is_known(caller):
                 return
+            while True:
+                self._reply(caller, _receive(caller))
+
+    def _is_known(self, caller: socket.socket) -> bool:
+        """Whether it sends the key in time. Raises OSError."""
+        try:
+            return hmac.compare_digest(_read(caller, KEY_BYTES, time.monotonic() + KEY_S), self.place.key)
+        finally:
+            caller.settimeout(None)
+            self._strangers.release()
 
     def _reply(self, caller: socket.socket, request: Any) -> None:
         try:
             answer = (True, self._answer(request))
         except Exception as error:  # noqa: BLE001 - it is raised where the request came from
-            answer = (False, error)
+            answer = (False, portable(error))
         for part in _packed(answer):
             caller.sendall(part)
 
@@ -126,7 +141,8 @@ class Line:
         return Line(connected)
 
     async def call(self, request: Any) -> Any:
-        """The answer, or what the other side raised. Raises OSError where the line is broken."""
+        """The answer, or what the other side raised. Raises OSError where the line is broken, Corrupt for an answer of
+        classes that are not known here."""
         try:
             loop = asyncio.get_running_loop()
             for part in _packed(request):
@@ -137,7 +153,10 @@ class Line:
         except BaseException:
             self.close()
             raise
-        good, answer = pickle.loads(head, buffers=arrays)
+        try:
+            good, answer = pickle.loads(head, buffers=arrays)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise Corrupt(f"the answer can't be read here: {one_line(str(error))}") from None
         if not good:
             raise answer
         return answer
@@ -176,10 +195,13 @@ def _receive(caller: socket.socket) -> Any:
     return pickle.loads(head, buffers=arrays)
 
 
-def _read(caller: socket.socket, size: int) -> bytearray:
+def _read(caller: socket.socket, size: int, until: float | None = None) -> bytearray:
+    """Raises OSError, also when that takes until after `until` (seconds of `time.monotonic`)."""
     data = bytearray(size)
     left = memoryview(data)
     while left:
+        if until is not None:
+            caller.settimeout(max(until - time.monotonic(), LEAST_S))
         left = left[_some(caller.recv_into(left)) :]
     return data
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from riverrun.actors.raised import portable
 from riverrun.configs import ModelConfig
 from riverrun.configs.telemetry import ActorSetup
 from riverrun.models.base import BadRequest, Corrupt, StreamModel, Unavailable
@@ -91,15 +92,16 @@ def _resolve(value: Any) -> Any:
 
 
 def carried(method: F) -> F:
-    """For methods of Ray actors: our own errors pass; others become Corrupt, as their class may not be importable
-    where they arrive."""
+    """For methods of Ray actors: what they raise can be read where it arrives (see `portable`)."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except (BadRequest, Unavailable, Corrupt):
-            raise
+        except (BadRequest, Unavailable, Corrupt) as error:
+            if (told := portable(error)) is error:
+                raise
+            raise told from None
         except Exception as error:
             log.exception("%s failed", method.__name__)
             raise Corrupt(f"{method.__name__} failed: {type(error).__name__}: {error}") from None
