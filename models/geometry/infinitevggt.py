@@ -52,6 +52,7 @@ from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.preprocess import prepare
 from riverrun.models.geometry.tracker import TrackConfig
 from riverrun.models.geometry.vggt import (
+    RELEASED_BUDGET,
     VGGT,
     CameraMemory,
     Geometry,
@@ -70,9 +71,11 @@ TRACKER = "track_head."
 
 @dataclass(frozen=True)
 class InfiniteVGGTOptions:
-    """How the model runs, the same for all its sessions. fps: of the media clock, where a client gives none."""
+    """How the model runs, the same for all its sessions. fps: of the media clock, where a client gives none.
+    memory_frames: what a session remembers that says nothing about it; None: the released budget."""
 
     fps: float = 10.0
+    memory_frames: int | None = None
 
 
 class InfiniteVGGT(StreamModel):
@@ -229,10 +232,10 @@ class InfiniteVGGT(StreamModel):
         inside = self._network_size(state.params, size)
         tokens = self.config.tokens(*inside)
         least = least_budget(self.config, tokens, cast(TokenMemory, state.params.memory))
-        if state.params.total_budget < least:
+        if (budget := self._budget(state.params, inside)) < least:
             raise BadRequest(
                 f"total_budget must be at least {least}, so that each of {self.config.depth} layers can hold the first "
-                f"frame's {tokens} tokens, got {state.params.total_budget}"
+                f"frame's {tokens} tokens, got {budget}"
             )
         state.size, state.stream = inside, self._stream(state.params, inside, self.device)
 
@@ -240,13 +243,23 @@ class InfiniteVGGT(StreamModel):
         """Raises BadRequest where a memory that forgets nothing could not hold so many more frames."""
         assert state.size is not None
         params, stop = state.params, state.frames + len(state.waiting) + frames
-        whole = params.total_budget // self.config.depth // self.config.tokens(*state.size)
+        whole = self._budget(params, state.size) // self.config.depth // self.config.tokens(*state.size)
         for name, most in (("memory", whole), ("camera_memory", params.camera_frames)):
             if getattr(params, name) == "full" and stop > most:
                 raise BadRequest(f"{name} 'full' holds {most} frames within its bound, this stream has {stop}")
 
+    def _budget(self, params: InfiniteVGGTParams, size: tuple[int, int]) -> int:
+        """Rows a head over all layers, for frames of that size in the network."""
+        if params.total_budget is not None:
+            return params.total_budget
+        if params.memory_mb is not None:
+            row = 2 * self.config.dim * self.dtype.itemsize  # a key and a value of all heads
+            return int(params.memory_mb * 1e6) // row
+        frames = params.memory_frames or self.options.memory_frames
+        return RELEASED_BUDGET if frames is None else frames * self.config.depth * self.config.tokens(*size)
+
     def _stream(self, params: InfiniteVGGTParams, size: tuple[int, int], device: torch.device | str) -> GeometryStream:
-        bounds = params.total_budget, params.camera_frames
+        bounds = self._budget(params, size), params.camera_frames
         memory, camera = cast(TokenMemory, params.memory), cast(CameraMemory, params.camera_memory)
         with room(self.device):
             return rolling_stream(self.config, size, *bounds, self.dtype, device, memory=memory, camera_memory=camera)

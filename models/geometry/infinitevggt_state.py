@@ -22,6 +22,8 @@ SNAPSHOT_VERSION = 2
 MOST_ROWS = 100_000_000
 """Of any cache here: what it costs is told, and refused, before anything is allocated."""
 
+BOUNDS = ("total_budget", "memory_frames", "memory_mb")
+
 PointSource = Literal["head", "depth"]
 
 
@@ -30,8 +32,9 @@ class InfiniteVGGTParams:
     """What a session may ask for.
 
     height, width: pixels of the frames that will come; default: the first frame's, and what a session costs is then
-    told for the largest. total_budget: rows a head may remember over all layers. memory: which, see
-    `vggt.TokenMemory`. camera_frames: frames that the camera head remembers, the first one always among them;
+    told for the largest. total_budget: rows a head may remember over all layers; or memory_frames: that many frames'
+    rows; or memory_mb: as many as take 10^6 bytes so often; none of them: the model's own default. memory: which rows,
+    see `vggt.TokenMemory`. camera_frames: frames that the camera head remembers, the first one always among them;
     official code never forgets, so poses are the official ones for that many frames. camera_memory: "sink_window", or
     "full", which takes no more frames than those. fit: see `fitting.Fit`. points: from the point head, or from depth
     and camera (VGGT's authors call that the more accurate); the confidence is that of their source.
@@ -39,7 +42,9 @@ class InfiniteVGGTParams:
 
     height: int | None = None
     width: int | None = None
-    total_budget: int = 1_200_000
+    total_budget: int | None = None
+    memory_frames: int | None = None
+    memory_mb: float | None = None
     memory: str = "diverse_keys"
     camera_frames: int = 1024
     camera_memory: str = "sink_window"
@@ -49,8 +54,12 @@ class InfiniteVGGTParams:
     def __post_init__(self) -> None:
         if (self.height is None) != (self.width is None):
             raise BadRequest("height and width are given both or neither")
-        if not 1 <= self.total_budget <= MOST_ROWS:
-            raise BadRequest(f"total_budget must be 1..{MOST_ROWS}, got {self.total_budget}")
+        given = {name: getattr(self, name) for name in BOUNDS if getattr(self, name) is not None}
+        if len(given) > 1:
+            raise BadRequest(f"the memory has one bound, got {' and '.join(given)}")
+        for name, value in given.items():
+            if not 1 <= value <= MOST_ROWS:
+                raise BadRequest(f"{name} must be 1..{MOST_ROWS}, got {value:g}")
         if not 2 <= self.camera_frames <= MOST_ROWS:
             raise BadRequest(
                 f"camera_frames must be 2..{MOST_ROWS}, the first and the current, got {self.camera_frames}"

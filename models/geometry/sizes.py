@@ -11,7 +11,7 @@ from torch import Tensor
 from riverrun.models.geometry.fitting import network_size
 from riverrun.models.geometry.infinitevggt_state import InfiniteVGGTParams
 from riverrun.models.geometry.tracker import TrackConfig
-from riverrun.models.geometry.vggt import VGGTConfig, rolling_stream
+from riverrun.models.geometry.vggt import RELEASED_BUDGET, VGGTConfig, rolling_stream
 from riverrun.models.wan.sizes import SessionBytes
 
 HEAD_DIM = {"dino": 64, "camera": 128}
@@ -83,6 +83,6 @@ def geometry_session(config: VGGTConfig, height: int, width: int, dtype: torch.d
     """Of frames of height x width pixels under the default parameters."""
     params = InfiniteVGGTParams()
     size = network_size(height, width, config.image, config.patch)
-    stream = rolling_stream(config, size, params.total_budget, params.camera_frames, dtype, "meta")
+    stream = rolling_stream(config, size, RELEASED_BUDGET, params.camera_frames, dtype, "meta")
     parts = {"token cache": stream.tokens.nbytes, "camera cache": stream.poses.nbytes}
     return SessionBytes(height, width, str(dtype).removeprefix("torch."), parts)

@@ -30,6 +30,9 @@ until the budget is full, which is an error then (StreamVGGT)."""
 CameraMemory = Literal["sink_window", "full"]
 """What the camera trunk remembers: the first frame and the newest ones, or all (official) until they are too many."""
 
+RELEASED_BUDGET = 1_200_000
+"""Rows a head over all layers, of the official code."""
+
 PAGE = 64
 """Slots in a page of the rolling memory."""
 

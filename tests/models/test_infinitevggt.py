@@ -24,7 +24,7 @@ from riverrun.models.geometry.infinitevggt_state import InfiniteVGGTParams, Infi
 from riverrun.models.geometry.preprocess import prepare
 from riverrun.models.geometry.sizes import geometry_session, infer_vggt
 from riverrun.models.geometry.tracker import TrackConfig
-from riverrun.models.geometry.vggt import VGGT, VGGTConfig, open_stream
+from riverrun.models.geometry.vggt import RELEASED_BUDGET, VGGT, VGGTConfig, open_stream
 from riverrun.models.inspect import inspect_checkpoint, render
 from riverrun.models.weights import misfit
 from riverrun.tests.models.table import GEOMETRY
@@ -191,7 +191,7 @@ def test_a_budget_too_small_for_the_anchors_is_refused_with_the_smallest_that_wo
 
 
 def test_the_released_default_holds_the_largest_frame() -> None:
-    assert smallest_total(24, VGGTConfig().tokens(518, 518)) < InfiniteVGGTParams().total_budget
+    assert smallest_total(24, VGGTConfig().tokens(518, 518)) < RELEASED_BUDGET
 
 
 def test_the_camera_s_bound_changes_nothing_before_it_is_reached(model: InfiniteVGGT) -> None:
@@ -262,6 +262,8 @@ def test_loading_is_strict_with_the_tracker_or_without(folder: Path, tmp_path: P
         ({"camera_frames": 1}, "camera_frames must be 2"),
         ({"total_budget": -5}, "total_budget must be 1"),
         ({"total_budget": 10**12}, "total_budget must be 1"),
+        ({"memory_frames": 4}, "the memory has one bound, got total_budget and memory_frames"),
+        ({"total_budget": None, "memory_mb": 0.5}, "memory_mb must be 1"),
         ({"fit": "stretch"}, "fit must be one of crop, pad"),
         ({"points": "both"}, "points must be one of head, depth"),
         ({"memory": "all"}, "memory must be one of diverse_keys, sink_window, full"),
@@ -290,6 +292,19 @@ def test_wrong_inputs(model: InfiniteVGGT) -> None:
     with pytest.raises(BadRequest, match="sides above 0"):
         model.open(params(height=0, width=0), 0)
     assert not state.waiting
+
+
+def test_the_memory_s_bound_in_frames_in_bytes_or_by_default(folder: Path) -> None:
+    model = load(folder, memory_frames=7)
+    rows = {
+        "default": params(total_budget=None),
+        "frames": params(total_budget=None, memory_frames=9),
+        "bytes": params(total_budget=None, memory_mb=1.0),
+    }
+    found = {name: model.open(given, 0).stream.tokens.policy.total for name, given in rows.items()}
+    row = 2 * TINY.dim * 4
+    assert found == {"default": 7 * TINY.depth * TOKENS, "frames": 9 * TINY.depth * TOKENS, "bytes": 10**6 // row}
+    assert load(folder)._budget(rows["default"], INSIDE) == RELEASED_BUDGET
 
 
 def test_frames_of_another_size_go_on_where_they_look_alike_inside(model: InfiniteVGGT) -> None:
