@@ -6,7 +6,8 @@ they carried before; what comes out a second time only fills the places of what 
 At most one step is in flight. Whether and with what a step is made depends only on what lies on the edges, never on
 when it came, so that the same inputs always make the same numbered steps: a stage that says it is ready is stepped
 without input; else it gets the one chunk with the lowest pts (the first port, if equal), and only once every port that
-has not ended shows one. A source that says it is not ready has ended.
+has not ended shows one. A source that says it is not ready has ended; one is also what takes a single chunk on each of
+its ports (`Port.once`), when it has them.
 """
 
 from __future__ import annotations
@@ -180,13 +181,18 @@ class StageDriver:
         """What to do now; None: wait. What a step takes in depends on the edges and the last reply only."""
         if self.is_held or self.is_moving or self.finished or not (self.is_repeating or self._has_room()):
             return None
-        if not self.inputs:
+        if self._is_source:
             return self._source_turn()
         if self._ready:
             return Turn.STEP
         if all(edge.exhausted for edge in self.inputs.values()):
             return Turn.FINISH
         return Turn.PUSH if self._head() else None
+
+    @property
+    def _is_source(self) -> bool:
+        """Whether it takes nothing in, any more: it is stepped for as long as frames are wanted."""
+        return all(edge.spent for edge in self.inputs.values())
 
     def _source_turn(self) -> Turn | None:
         at_end = self.log.ends_at is not None and self.next_seq >= self.log.ends_at
@@ -264,7 +270,7 @@ class StageDriver:
 
     async def _step(self, turn: Turn) -> None:
         edge = self._head() if turn is Turn.PUSH else None
-        if turn is Turn.FINISH and not self.inputs and self.log.ends_at is None:
+        if turn is Turn.FINISH and self._is_source and self.log.ends_at is None:
             self.log.ends_at = self.next_seq
             await self.session.ends(self, self.next_seq)
         request = self._request(turn, edge)
@@ -279,6 +285,7 @@ class StageDriver:
                 raise
             is_news = not edge.is_repeating
             chunk = edge.pop()
+            edge.refused += is_news
             if is_news:
                 self.session.refused(edge, chunk, refusal)
             self.session.consumed(self)

@@ -30,14 +30,17 @@ class _Slot:
 class EdgeQueue:
     """Chunks on their way into one port; `capacity` counts those not yet taken, the one being worked on included.
 
-    from_client: fed by `Runner.push` rather than by a stage. ended: the producer will send no more.
+    from_client: fed by `Runner.push` rather than by a stage. once: one chunk is all the stage takes. ended: the producer
+    will send no more. refused: chunks that the stage did not take.
     """
 
-    def __init__(self, target: Endpoint, capacity: int, from_client: bool = False):
+    def __init__(self, target: Endpoint, capacity: int, from_client: bool = False, once: bool = False):
         self.target = target
         self.capacity = capacity
         self.from_client = from_client
+        self.once = once
         self.ended = False
+        self.refused = 0
         self.base = self.taken = 0
         self.base_frame = self.taken_frames = 0
         self._furthest = 0
@@ -84,7 +87,12 @@ class EdgeQueue:
 
     @property
     def exhausted(self) -> bool:
-        return self.ended and self.taken >= self.end
+        return self.spent or (self.ended and self.taken >= self.end)
+
+    @property
+    def spent(self) -> bool:
+        """Whether its stage has the one chunk it takes."""
+        return self.once and self.taken > self.refused
 
     @property
     def has_gap(self) -> bool:

@@ -166,6 +166,8 @@ def validate(graph: Graph, descriptions: Mapping[str, Description]) -> None:
         made = _port(graph, descriptions, edge.source, "outputs")
         wanted = _port(graph, descriptions, edge.target, "inputs")
         joins = f"edge {edge.source} -> {edge.target} joins"
+        if wanted.once:
+            raise BadRequest(f"{edge.target} takes one chunk of a stream; a graph input can feed it, not a stage")
         if made.kind != wanted.kind:
             raise BadRequest(f"{joins} {made.kind.value} to {wanted.kind.value}; both ends must be of one kind")
         size = descriptions[edge.source.stage].frame_shape

@@ -24,7 +24,8 @@ def wire(
 ) -> tuple[dict[Endpoint, EdgeQueue], dict[str, StageDriver]]:
     """A queue before every input port, by that port, and a driver a stage between them, in flow order."""
     edges = {e.target: EdgeQueue(e.target, _capacity(graph, descriptions, e, edge_chunks)) for e in graph.edges}
-    edges |= {at: EdgeQueue(at, edge_chunks, from_client=True) for at in graph.inputs.values()}
+    once = {Endpoint(name, port.name) for name, said in descriptions.items() for port in said.inputs if port.once}
+    edges |= {at: EdgeQueue(at, edge_chunks, from_client=True, once=at in once) for at in graph.inputs.values()}
     drivers = {}
     for name in graph.order():
         outputs = [Endpoint(name, port.name) for port in descriptions[name].outputs]

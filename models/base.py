@@ -178,9 +178,13 @@ class StreamModel(ABC):
 
     A class from outside the tree is a stage if it subclasses this (see docs/your_model.md). `Params` is a frozen
     dataclass whose fields are the parameters a session may give; `parse_params` checks them.
+
+    dtype, device: torch's, of a model with weights: a State goes on only where they are the same.
     """
 
     Params: type
+    dtype: Any = None
+    device: Any = None
 
     @abstractmethod
     def describe(self, params: Any) -> Description:

@@ -134,7 +134,7 @@ class EasyControl(StreamModel):
         chosen = self._chosen(params)
         retained, peak = self._session_bytes(height, width, chosen)
         return Description(
-            inputs=tuple(Port(condition.port, Kind.FRAMES) for condition in chosen),
+            inputs=tuple(Port(each.port, Kind.FRAMES, once=each.placing == "subject") for each in chosen),
             outputs=(Port("frames", Kind.FRAMES),),
             chunk_frames=1,
             latency_frames=int(any(condition.placing == "spatial" for condition in chosen)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from riverrun.graphs.consumer import PortWish
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import EventType, Frame, InputAck
 from riverrun.graphs.runner import SessionEnded
-from riverrun.models.base import BadRequest, Chunk
+from riverrun.models.base import BadRequest, Chunk, Kind, Port
 from riverrun.store.records import SessionState
 
 
@@ -258,6 +259,30 @@ def test_input_under_way_when_the_last_frame_was_made_is_left_out(lab, run):
         with contextlib.suppress(SessionEnded):
             await feeding
         assert (await rig.runner.ended()).state is SessionState.CLOSED
+
+    run(body())
+
+
+def test_a_stage_that_takes_one_chunk_is_a_source_from_then_on(lab, run):
+    class Seeded(lab.FakeStage):
+        def _run(self, state, request):
+            makes = not request.inputs and not request.finish
+            state.pending += [((state.made + i) * lab.TICKS, state.made + i) for i in range(self.size * makes)]
+            return replace(super()._run(state, replace(request, inputs=())), ready=True)
+
+    async def body():
+        stage = Seeded(size=3, inputs=("frames",))
+        stage.description = replace(stage.description, inputs=(Port("frames", Kind.FRAMES, once=True),))
+        rig = await lab.Rig(UP, {"b": stage}, max_frames=10).open()
+        reader, chunk = rig.controller(4), Chunk("video", lab.Ref(np.zeros((1, 2, 2, 3))), 0, lab.TICKS, 1)
+        await rig.runner.push("video", chunk)
+        with pytest.raises(BadRequest, match="'video' takes one frame of a stream, and has it"):
+            await rig.runner.push("video", chunk)
+        frames, others = await lab.rest(reader)
+        assert lab.values(frames) == list(range(10))
+        assert lab.ended(others).reason == "all 10 frames were made"
+        assert (await rig.runner.ended()).state is SessionState.CLOSED
+        rig.assert_clean()
 
     run(body())
 
