@@ -42,6 +42,17 @@ KINDS = {
 }
 
 
+SOON_AFTER = (
+    "both killed",
+    "both killed",
+    "gateway frozen and left",
+    "redis failed over",
+    "actor killed",
+    "blob damaged",
+)
+"""What strikes just after something else: a control is on its way, or the store has lost what was just written."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """at: the message before which it strikes."""
@@ -60,7 +71,11 @@ def draw_faults(dice: random.Random, most: int) -> Faults:
     count = dice.randint(0, most)
     span = dice.choice((30, 60, 120))
     kinds = dice.choices(list(KINDS), list(KINDS.values()), k=count)
-    due = sorted((Fault(dice.randint(8, span), kind) for kind in kinds), key=lambda f: f.at)
+    due = [Fault(dice.randint(8, span), kind) for kind in kinds]
+    if dice.random() < 0.4:
+        at = dice.randint(8, span)
+        due += [Fault(at, "prompt"), *(Fault(at := at + dice.randint(0, 12), dice.choice(SOON_AFTER)) for _ in "12")]
+    due.sort(key=lambda fault: fault.at)
     due += [Fault(span + 40, "finished")]
     share = dice.choice((0.0, 0.0, 0.02, 0.1))
     weather = Weather(

@@ -23,6 +23,7 @@ from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.runner import Runner
 from riverrun.models.base import Unavailable
+from riverrun.store.records import ControlEntry
 
 FIELDS = frozenset({"prompt", "height", "width", "state_bytes", "takes", "chunk_frames", "batch"})
 
@@ -104,6 +105,12 @@ class Gateway:
     @property
     def runs(self) -> bool:
         return bool(self.runner and self.runner.state.runs)
+
+    @property
+    def untold(self) -> list[ControlEntry]:
+        """Lines of the session's log that wait here, as the store is away."""
+        keeper = self.runner._keeper if self.runner else None
+        return list(keeper._unwritten) if keeper and keeper._away else []
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Runs it in this process."""

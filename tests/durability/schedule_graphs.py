@@ -97,7 +97,7 @@ def _transform(dice: random.Random, takes: int, makes: int) -> dict[str, Any]:
 
 def draw(dice: random.Random) -> Case:
     """One of the graphs, its sizes by chance."""
-    return dice.choice((_alone, _chain, _chain, _diamond, _fed, _fed, _chances))(dice)
+    return dice.choice((_alone, _chain, _chain, _diamond, _fed, _fed, _chances, _chances))(dice)
 
 
 def _all(n: int) -> int:

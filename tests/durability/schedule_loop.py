@@ -73,7 +73,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self, most_turns: int):
         super().__init__()
-        self.turns, self._most_turns = 0, most_turns
+        self.turns, self.most_turns = 0, most_turns
         self._now = 0.0
         self._numbers = itertools.count(1)
         self._timers: list[tuple[float, int, Turn]] = []
@@ -111,7 +111,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """All that is due now; if nothing is, all that is due next."""
         ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
         self.turns += 1
-        if self.turns > self._most_turns:
+        if self.turns > self.most_turns:
             raise Hang(f"not over after {self.turns} turns of the loop, at {self._now:.1f} s")
         while timers and timers[0][2].is_cancelled:
             heapq.heappop(timers)
@@ -181,6 +181,7 @@ def _run(work: Coroutine[Any, Any, Any], loop: VirtualLoop) -> Any:
     try:
         return loop.run_until_complete(work)
     finally:
+        loop.most_turns *= 2
         while left := [task for task in asyncio.all_tasks(loop) if not task.done()]:
             for task in left:
                 task.cancel()

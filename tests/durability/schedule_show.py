@@ -64,6 +64,7 @@ class Show:
         self.gateways = [self._gateway(f"g{number}") for number in range(GATEWAYS)]
         self.current: Gateway = self.gateways[0]
         self.excuse = ""
+        self.store.untold = lambda: [line for gateway in self.gateways for line in gateway.untold]
         self.viewer = Viewer(self, self.case, dice)
         self.faults = draw_faults(dice, many_faults)
         self.asked = 0
@@ -106,6 +107,7 @@ class Show:
 
     def kill(self, gateway: Gateway) -> None:
         """Its process dies; another one will be there."""
+        self.store.forgotten += gateway.untold
         gateway.die()
         self.gateways.append(self._gateway(f"g{len(self.gateways)}"))
         if gateway is self.current:

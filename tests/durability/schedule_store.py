@@ -21,7 +21,8 @@ CHANCE_S = 8.0
 
 class Redis(MemoryStore, Party):
     """kept: how it stood before each of the last writes. holders: (epoch, nonce) of each write that it knows of.
-    forgotten: lines of the control log that it has taken, and lost before their runner could tell it of them again.
+    forgotten: lines of the control log that it has taken, and lost before their runner could tell it of them again; or
+    could not be told of while it was away. untold: such lines of runners that another one takes over from.
     """
 
     def __init__(self, world: World):
@@ -32,6 +33,7 @@ class Redis(MemoryStore, Party):
         self.holders: list[tuple[int, str]] = []
         self.forgotten: list[ControlEntry] = []
         self.holder: Any = None
+        self.untold: Callable[[], list[ControlEntry]] = list
 
     def fail_over(self, writes: int) -> None:
         """The last writes were not on the replica."""
@@ -123,6 +125,8 @@ class View:
         if name != "delete":
             redis.note(args[0] if name == "log" else result)
             redis.holder = self._gateway
+        if name == "take":
+            redis.forgotten += redis.untold()
         if name == "log":
             redis.forgotten = [line for line in redis.forgotten if line != args[1]]
         return result
