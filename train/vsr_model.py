@@ -24,7 +24,7 @@ from riverrun.train.teacher_forcing import initialise
 from riverrun.train.vae import inflate
 
 Z_DIM, CHUNK = 16, 3
-PARTS = ("decoder",)
+PARTS = ("decoder", "restorer")
 """Of a run, in their order; each goes on from the one before."""
 SWIN = SwinConfig(64, patch_size=4, embed_dim=16, depths=(1, 1, 1), num_heads=(1, 2, 4), window_size=4)
 DIT = WanConfig(
@@ -72,9 +72,9 @@ class TinyVSR(nn.Module):
         return self.dit(z.transpose(1, 2), times, memory, texts).transpose(1, 2)
 
 
-def newest(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of the newest part of a run. Raises FileNotFoundError where there is none."""
-    for part in reversed(PARTS):
+def newest(folder: Path, parts: tuple[str, ...] = PARTS) -> dict[str, Tensor]:
+    """The averaged weights of the newest of these parts of a run. Raises FileNotFoundError where there is none."""
+    for part in reversed(parts):
         path = folder / f"vsr-{part}.pt"
         if path.exists():
             return torch.load(path, weights_only=True)["average"]

@@ -273,8 +273,9 @@ class InfVSR(StreamModel):
     def _emit(self, state: InfVSRState, chunk: SceneChunk, latents: Tensor) -> Chunk:
         first = chunk.frames[0]
         state.revision = max(state.revision, revision_of(chunk.frames))
-        # Truncated, not rounded, as the official script writes its files.
-        levels = ((self._decode(state, latents, chunk) + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+        # The official script truncates; what our own decoder makes is rounded.
+        levels = (self._decode(state, latents, chunk) + 1) * 127.5 + (0 if self.decoder is None else 0.5)
+        levels = levels.clamp(0, 255).to(torch.uint8)
         emitted = Chunk(
             port="frames",
             data=levels.permute(0, 2, 3, 1).contiguous().cpu().numpy(),  # (T, H, W, 3)
