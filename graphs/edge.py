@@ -30,8 +30,8 @@ class _Slot:
 class EdgeQueue:
     """Chunks on their way into one port; `capacity` counts those not yet taken, the one being worked on included.
 
-    from_client: fed by `Runner.push` rather than by a stage. once: one chunk is all the stage takes. ended: the producer
-    will send no more. refused: chunks that the stage did not take.
+    from_client: fed by `Runner.push` rather than by a stage. once: one chunk is all the stage takes. ended: the
+    producer will send no more. refused: chunks that the stage did not take.
     """
 
     def __init__(self, target: Endpoint, capacity: int, from_client: bool = False, once: bool = False):
