@@ -166,13 +166,18 @@ class Consumer:
 
     def tell(self, notice: Notice) -> None:
         """Queues a notice. Where many wait unread, an event takes the place of all a viewer has missed, and an input
-        ack that of the one before it; receipts are all kept, so who takes controls must look at `unread`."""
+        ack that of the one before on its port. Receipts are all kept, so who takes controls must look at `unread`."""
         if len(self._notices) >= MANY_UNREAD:
             if self.role is Role.VIEWER:
                 self._notices.clear()
-            elif _covers(notice, self._notices[-1]):
-                self._notices.pop()
+            elif (place := self._covered(notice)) is not None:
+                del self._notices[place]
         self._notices.append(notice)
+
+    def _covered(self, notice: Notice) -> int | None:
+        """The place of an unread input ack that this one says all of."""
+        places = range(len(self._notices) - 1, -1, -1)
+        return next((place for place in places if _covers(notice, self._notices[place])), None)
 
     def end(self, event: Event) -> None:
         """Nothing more will come, after a clean end but the frames already loaded."""
@@ -221,5 +226,5 @@ class Consumer:
 
 
 def _covers(notice: Notice, before: Notice) -> bool:
-    """Whether an input ack says all that the one before it said."""
+    """Whether an input ack says all that one before it said."""
     return isinstance(notice, InputAck) and isinstance(before, InputAck) and notice.port == before.port

@@ -270,11 +270,11 @@ def test_notices_that_nobody_reads_are_few_and_say_all(lab, run):
         rig = await rig_of(lab).open()
         reader, viewer = rig.controller(), rig.viewer()
         for n in range(10_000):
-            reader.tell(InputAck("video", n))
+            reader.tell(InputAck(("video", "depth")[n % 2], n))
             viewer.tell(Event(EventType.RESUMED if n % 2 else EventType.PAUSED))
         assert (reader.unread, viewer.unread) == (MANY_UNREAD, 10_000 % MANY_UNREAD)
         read = [await reader.next() for _ in range(MANY_UNREAD)]
-        assert read[-1] == InputAck("video", 9_999)
+        assert read[-2:] == [InputAck("video", 9_998), InputAck("depth", 9_999)]
         assert [ack.frame for ack in read] == sorted(ack.frame for ack in read)
         seen = [await viewer.next() for _ in range(viewer.unread)]
         assert seen[-1].type is EventType.RESUMED
