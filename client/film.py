@@ -165,7 +165,10 @@ def check_codec(path: Path, codec: str) -> None:
     """Raises ExportError if a file of this kind can't hold such sound."""
     with av.open(os.devnull, "w", format=_form(path)) as container:
         if codec not in container.supported_codecs:
-            raise ExportError(f"{path.suffix} can't hold the input's sound ({codec}); write to .mkv")
+            kinds = ", ".join(SUFFIXES)
+            raise ExportError(
+                f"{path.suffix} can't hold the input's sound ({codec}); take another of {kinds}, or a folder"
+            )
 
 
 def _form(path: Path) -> str:

@@ -99,9 +99,9 @@ class SceneSplitter:
     the first reference serves for ever. reference_threshold: difference from the reference frame that replaces it.
 
     State: frames that wait (at most 26 once all chunks were taken), `start` (number of the first of them), `seen`
-    (frames ever added), `cuts` ahead, `settled` (no cut will be found before this frame), the filter, the newest frame's
-    shape and revision, and the HSV of the newest and of the reference frame. taken: whether the newest chunk began a
-    scene, and took a reference; forced: `decisions` to follow.
+    (frames ever added), `cuts` ahead, `settled` (no cut will be found before this frame), the filter, shape and
+    revision of the newest frame, and the HSV of the newest and of the reference frame. taken: whether the newest chunk
+    began a scene, and took a reference; forced: `decisions` to follow.
     """
 
     scene_threshold: float | None = 27.0
