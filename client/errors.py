@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+DETAILS = "grpc-status-details-bin"
 
 
 class Error(Exception):
@@ -65,6 +68,18 @@ def passing(error: grpc.aio.AioRpcError) -> bool:
     is lost then.
     """
     return error.code() in _PASSING or error.details() == "Internal error from Core"
+
+
+def come_back_s(error: grpc.aio.AioRpcError) -> float:
+    """When to try again, as a full service says; 0.0 where it does not."""
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return 0.0
+    for key, value in error.trailing_metadata() or ():
+        for detail in status_pb2.Status.FromString(value).details if key == DETAILS else ():
+            info = error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                return info.retry_delay.ToTimedelta().total_seconds()
+    return 0.0
 
 
 def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:

@@ -21,7 +21,11 @@ def trace_metadata() -> tuple[tuple[str, str], ...]:
 
 
 class Lost(Exception):
-    """The connection is of no more use; another may be."""
+    """The connection is of no more use; another may be. later_s: the service said to come so much later."""
+
+    def __init__(self, message: str, later_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.later_s = later_s
 
 
 class Link:

@@ -76,7 +76,7 @@ class AsyncStream:
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._moved = asyncio.Event()
         self._link: Link | None = None
-        self._heard = False
+        self._heard = self._was_open = False
         self._error: errors.Error | None = None
         self._task = asyncio.create_task(self._run(), name=f"stream {session.session_id}")
 
@@ -192,25 +192,30 @@ class AsyncStream:
 
     async def _keep_connected(self) -> None:
         clock = asyncio.get_running_loop().time
-        failed_since, attempt = clock(), 0
+        failed_since, attempt, waited = clock(), 0, 0.0
         while True:
             address = self._addresses[0]
-            self._heard = False
+            self._heard, later = False, 0.0
             try:
                 if await self._connected(address):
                     return
                 failure: errors.Error = errors.Unavailable(f"the service at {address} closed the connection")
             except grpc.aio.AioRpcError as error:
                 failure = errors.from_rpc(error, address)
-                if not errors.passing(error) or self.ended_reason == str(failure):
+                later = errors.come_back_s(error) if self._was_open else 0.0
+                if not later and (not errors.passing(error) or self.ended_reason == str(failure)):
                     raise failure from None
             except Lost as lost:
-                failure = errors.Unavailable(f"{lost} at {address}")
+                failure, later = errors.Unavailable(f"{lost} at {address}"), lost.later_s
             if self.ended_reason is not None:
                 return await self._look_how_it_ended()
             if self._heard:
                 failed_since, attempt = clock(), 0
-            wait = self._patience.wait(attempt) * random.uniform(0.5, 1)  # so that many clients don't come at once
+            waited = waited + later if later else 0.0
+            if waited > self._patience.room:
+                raise errors.NoRoom(f"no place for it in {self._patience.room:g} s: {failure}", "RESOURCE_EXHAUSTED")
+            failed_since += later  # it is not away while it says when to come
+            wait = later + self._patience.wait(attempt) * random.uniform(0.5, 1)  # so many clients don't come at once
             if clock() + wait - failed_since > self._patience.reconnect:
                 raise errors.Unavailable(f"gave up after {self._patience.reconnect:g} s: {failure}", "UNAVAILABLE")
             await asyncio.sleep(wait)
@@ -271,6 +276,7 @@ class AsyncStream:
 
     def _dispatch(self, message: pb.ServerMessage, link: Link, joiner: Joiner) -> None:
         kind = message.WhichOneof("message")
+        self._was_open |= kind == "opened"
         self._heard |= kind != "opened"  # a service that opens and then is silent is as good as away
         if kind == "frame":
             self._receive(message.frame, joiner)
@@ -296,7 +302,8 @@ class AsyncStream:
             link.half_close()
         elif kind == "event" and message.event.type == pb.Event.TYPE_SUSPENDED:
             if message.event.HasField("retry_after"):
-                raise Lost(f"the session waits for a place ({message.event.reason})")
+                later = message.event.retry_after.ToTimedelta().total_seconds()
+                raise Lost(f"the session waits for a place ({message.event.reason})", later)
             self.suspended = True
             self.ended_reason = message.event.reason
             link.half_close()

@@ -46,12 +46,14 @@ class Patience:
     """How long a stream waits for its service, in seconds.
 
     reconnect: away, or answering nothing, before the stream gives up. first_wait, longest_wait: between attempts,
-    doubling. ping: silence after which the client asks whether the service is there. silence: after which it is not.
+    doubling. room: of a session that had to make room for others, until it finds a place again; how often to ask, the
+    service says. ping: silence after which the client asks whether the service is there. silence: after which it isn't.
     """
 
     reconnect: float = 30.0
     first_wait: float = 0.1
     longest_wait: float = 2.0
+    room: float = 600.0
     ping: float = 5.0
     silence: float = 20.0
 

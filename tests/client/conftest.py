@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from riverrun.client.loop import LoopThread
 from riverrun.client.sync import Client
@@ -45,7 +47,8 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
     """Frames are made as credits ask for them and kept, so that a connection can be cut at any frame.
 
     cuts: after how many frames of a connection it is cut with UNAVAILABLE (one entry a connection). faults: what to
-    do wrong. ports: the outputs of every session.
+    do wrong. ports: the outputs of every session. laters: when to come back, seconds, as the session says that is
+    suspended at a cut and as those say who are refused after that. called: when each connection began, and that cut.
     """
 
     def __init__(self) -> None:
@@ -54,6 +57,8 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
         self.leads: list[float | None] = []
         self.jobs: dict[str, pb.Job] = {}
         self.cuts: list[int] = []
+        self.laters: list[float] = []
+        self.called: list[float] = []
         self.faults: set[str] = set()
         self.ports = ["video"]
         self.opens: list[pb.Open] = []
@@ -126,6 +131,13 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
         session = await self._session(first.open.session_id, context)
         if first.open.role == pb.ROLE_CONTROLLER and first.open.resume_token != "token":
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "wrong resume token")
+        self.called.append(asyncio.get_running_loop().time())
+        if len(self.called) > 2 and self.laters:
+            info = any_pb2.Any()
+            info.Pack(error_details_pb2.RetryInfo(retry_delay=seconds(self.laters.pop(0))))
+            status = status_pb2.Status(code=8, message="all places are taken", details=[info])
+            trailing = (("grpc-status-details-bin", status.SerializeToString()),)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "all places are taken", trailing)
         self.opens.append(first.open)
         await FakeConnection(self, session, first.open, context).serve()
 
@@ -165,6 +177,10 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
         outputs = [pb.OutputPort(port=p, kind="frames", fps=FPS) for p in self.ports]
         stages = [pb.GraphStage(stage="generate", model="fake")]
         return pb.ListGraphsResponse(graphs=[pb.Graph(name="generate", stages=stages, outputs=outputs)])
+
+
+def seconds(value: float) -> duration_pb2.Duration:
+    return duration_pb2.Duration(nanos=int(value % 1 * 1e9), seconds=int(value))
 
 
 class FakeConnection:
@@ -245,6 +261,12 @@ class FakeConnection:
             if "go away" in self.service.faults:
                 await self.write(pb.ServerMessage(go_away=pb.GoAway(reason="draining")))
                 await asyncio.Event().wait()
+            if self.service.laters:
+                self.service.called.append(asyncio.get_running_loop().time())
+                event = pb.Event(type=pb.Event.TYPE_SUSPENDED, reason="its place was needed")
+                event.retry_after.CopyFrom(seconds(self.service.laters.pop(0)))
+                await self.write(pb.ServerMessage(event=event))
+                await self.reader
             await self.context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is going down")
         for part in made[number]:
             await self.write(pb.ServerMessage(frame=part))

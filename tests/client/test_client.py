@@ -92,6 +92,26 @@ def test_a_service_that_stays_away_is_given_up(running):
         running.start()
 
 
+def test_a_suspended_session_is_asked_for_when_the_service_said(running):
+    running.service.cuts = [5]
+    running.service.laters = [0.6, 0.5, 0.4]
+    patience = Patience(reconnect=0.5, first_wait=0.01, longest_wait=0.05)
+    with running.client(patience) as rr, rr.stream("generate", prompt="a", frames=12) as stream:
+        assert numbers(stream) == list(range(12))
+        assert stream.reconnects == 3
+    _, cut, first, second, third = running.service.called
+    assert (first - cut >= 0.6, second - first >= 0.5, third - second >= 0.4) == (True, True, True)
+
+
+def test_a_suspended_session_that_finds_no_place_is_given_up(running):
+    running.service.cuts = [5]
+    running.service.laters = [0.1, 0.1, 500.0]
+    with running.client(Patience(first_wait=0.01, room=400.0)) as rr, rr.stream("generate", prompt="a") as stream:
+        with pytest.raises(riverrun.NoRoom, match="no place for it in 400 s: all places are taken"):
+            list(stream)
+        assert stream.reconnects == 2
+
+
 def test_a_session_whose_answer_was_lost_is_not_made_twice(running):
     running.service.faults = {"lose the answer"}
     with running.client() as rr:
