@@ -104,7 +104,7 @@ class Checkpoints:
         """A State of this actor's model, and where it stands. blank: one just opened, which is filled then.
 
         Raises Mismatch, Corrupt, Unavailable."""
-        self._check(source.engine)
+        self._check(source)
         if isinstance(source, Packet):
             snapshot = source.snapshot
         elif self._blobs is None:
@@ -114,15 +114,14 @@ class Checkpoints:
         model: Any = self._model
         return model.restore(params, snapshot) if blank is None else model.refill(blank, snapshot), source.mark
 
-    def _check(self, other: Engine) -> None:
-        """The same weights or none; another number of threads may change the last bits, and is only said."""
-        mine = self.engine
-        for what in ("model", "weights", "dtype", "backend"):
-            theirs, ours = getattr(other, what), getattr(mine, what)
+    def _check(self, source: Manifest | Packet) -> None:
+        """Raises Mismatch. Another number of threads changes no more than the last bits, so one that is not exact
+        anyway may go on with it."""
+        is_exact = isinstance(source, Packet) or source.kind == "exact"
+        for what in ("model", "weights", "dtype", "backend", *(["threads"] if is_exact else [])):
+            theirs, ours = getattr(source.engine, what), getattr(self.engine, what)
             if theirs != ours:
                 raise Mismatch(f"the checkpoint was made with {what} {theirs!r}, this actor has {ours!r}")
-        if other.threads != mine.threads:
-            log.warning("a checkpoint of %d threads goes on with %d: frames may differ", other.threads, mine.threads)
 
     def _snapshot(self, session: StageSession, kind: str) -> Snapshot:
         state = _state(session)

@@ -20,6 +20,7 @@ from riverrun.actors.raised import portable
 from riverrun.configs import ModelConfig
 from riverrun.configs.telemetry import ActorSetup
 from riverrun.models.base import BadRequest, Corrupt, StreamModel, Unavailable
+from riverrun.store.checkpoints import Engine
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent.parent
@@ -63,6 +64,17 @@ def build(config: ModelConfig) -> Any:
     elif not isinstance(model, StreamModel):
         raise BadRequest(f"model {config.name!r}: {config.class_path!r} is no riverrun.models.base.StreamModel")
     return model
+
+
+def engine_of(config: ModelConfig, model: StreamModel) -> Engine:
+    """What a State of this model, here, can go on with."""
+    dtype, backend = "", ""
+    if model.dtype is not None:
+        from riverrun.kernels.attention import backend_of  # a model without weights comes without torch
+
+        dtype = str(model.dtype).removeprefix("torch.")
+        backend = f"{model.device.type} {backend_of(model.device, model.dtype)}"
+    return Engine(config.class_path, weights_digest(config), dtype, backend, config.actor.threads)
 
 
 def weights_digest(config: ModelConfig) -> str:

@@ -1,8 +1,9 @@
-"""The Ray actor around a `StageWorker`: threaded, three concurrency groups, and no logic of its own.
+"""The Ray actor around a `StageWorker`: threaded, in concurrency groups, and no logic of its own.
 
 `compute`: one thread, the batch loop. `steps`: a thread a session, blocked until its reply is there. `control`: opens,
-closes, attaches and tells its health while a step runs. Never restarted by Ray: a new process would answer with blank
-States; the controller starts another one under a new incarnation.
+closes, attaches and tells its health while a step runs. `saves`, `moves`: wait for States to be written or copied.
+Never restarted by Ray: a new process would answer with blank States; the controller starts another one under a new
+incarnation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ray.exceptions import RayError
 from riverrun.actors.checkpoints import Checkpoints
 from riverrun.actors.health import Resident, StageHealth
 from riverrun.actors.line import LinePlace, LineServer
-from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor, weights_digest
+from riverrun.actors.loading import build, carried, engine_of, print_to_stderr, set_threads, start_actor
 from riverrun.actors.logs import set_up
 from riverrun.actors.stage import StageWorker
 from riverrun.actors.tracing import spans_to
@@ -39,18 +40,20 @@ from riverrun.graphs.stage import (
 )
 from riverrun.models.base import Chunk, ModelInfo, StreamModel, Unavailable, param_infos
 from riverrun.store.blobs import BlobStore
-from riverrun.store.checkpoints import Engine, Manifest
+from riverrun.store.checkpoints import Manifest
 
 BY_REFERENCE_BYTES = 1 << 20
 """Data for another stage goes through the object store from this size on; below, passing it inline is quicker (Ray
 2.60, one node: 2.6 against 4.7 ms at 1 kB, 6.6 against 6.4 at 1 MB, 18 against 11 at 19 MB)."""
 
 CONTROL_THREADS = 4
-BLOB_THREADS = 4
-"""For calls that wait for a State to be written, read or copied."""
+WAITING_THREADS = 4
+"""For calls that wait until a State is written, and as many for those that bring one here or take it away: a disk that
+does not take what is written must not hold those up."""
 
-_WAITING = ("saved", "save", "export", "restore")
-PLACES = {"run": "compute", "step": "steps", **dict.fromkeys(_WAITING, "blobs")}
+_SAVES = dict.fromkeys(("saved", "save"), "saves")
+_MOVES = dict.fromkeys(("prepare", "export", "restore"), "moves")
+PLACES = {"run": "compute", "step": "steps", **_SAVES, **_MOVES}
 _BLANKS = {"str": "?", "int": 1, "float": 1.0, "bool": False}  # for parameters without default, to describe a model
 
 
@@ -88,8 +91,7 @@ class StageActor:
     def _checkpoints(self, model: StreamModel) -> Checkpoints:
         where = self._setup.checkpoints
         blobs = BlobStore(where.uri, shared=where.shared) if where.uri else None
-        engine = Engine(self._config.class_path, weights_digest(self._config), threads=self._config.actor.threads)
-        return Checkpoints(model, engine, blobs)
+        return Checkpoints(model, engine_of(self._config, model), blobs)
 
     def run(self) -> None:
         """The batch loop, to the end of the process."""
@@ -156,7 +158,8 @@ class StageActor:
 
 def start_stage(setup: ActorSetup, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
     """A new stage actor, loading its model; Ray starts it when there is room."""
-    groups = {"compute": 1, "steps": config.actor.max_sessions, "blobs": BLOB_THREADS, "control": CONTROL_THREADS}
+    waiting = dict.fromkeys(("saves", "moves"), WAITING_THREADS)
+    groups = {"compute": 1, "steps": config.actor.max_sessions, "control": CONTROL_THREADS, **waiting}
     return start_actor(StageActor, groups, PLACES, setup, config, incarnation)
 
 

@@ -23,6 +23,7 @@ from riverrun.graphs.stage import (
     DiedWith,
     EncoderHandle,
     Epoch,
+    Mismatch,
     OpenRequest,
     Placer,
     RestoreReply,
@@ -120,7 +121,7 @@ class Recovery:
             try:
                 reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}, to be restored,")
             except Corrupt as error:
-                if source is None:
+                if source is None or isinstance(error, Mismatch):
                     raise
                 log.error("session %s: checkpoint %s can't be used: %s", opening.session, source.path, str(error))
                 self.saver.book(name).drop(source)

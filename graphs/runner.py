@@ -30,7 +30,7 @@ from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages, opening
 from riverrun.graphs.recovery import NoPlace
 from riverrun.graphs.script import TimedControl, write_scripts
-from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle, StaleEpoch
+from riverrun.graphs.stage import EncoderHandle, Epoch, Mismatch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.takeover import TakeOver, settle
 from riverrun.graphs.waiting import Clock, Signal, within
@@ -403,8 +403,8 @@ class Runner:
         if isinstance(error, NoPlace):
             self._retry_s = RETRY_S
             return SessionState.SUSPENDED, one_line(str(error))
-        if self._is_resumed and self._flow is None and isinstance(error, Unavailable):
-            self._retry_s = RETRY_S
+        if self._is_resumed and self._flow is None and isinstance(error, Unavailable | Mismatch):
+            self._retry_s = RETRY_S if isinstance(error, Unavailable) else 0.0
             return SessionState.SUSPENDED, one_line(str(error))
         if isinstance(error, BadRequest | Unavailable | Corrupt):
             return SessionState.FAILED, one_line(str(error))

@@ -20,6 +20,7 @@ from riverrun.graphs.opening import answer, let_go
 from riverrun.graphs.recovery import RecoveryConfig
 from riverrun.graphs.stage import (
     Epoch,
+    Mismatch,
     OpenRequest,
     RestoreRequest,
     StageHandle,
@@ -115,7 +116,7 @@ class TakeOver:
                 work = handle.restore(RestoreRequest(opening, life, source))
                 reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
             except Corrupt as error:
-                if source is None:
+                if source is None or isinstance(error, Mismatch):
                     raise
                 log.error("session %s: checkpoint %s can't be used: %s", self.record.id, source.path, str(error))
                 continue

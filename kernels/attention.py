@@ -51,9 +51,13 @@ def attention(
 
 def default_backend(q: Tensor) -> str:
     """`flash` for half precision on CUDA where the package `flash-attn` is installed and runs, else `sdpa`."""
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _has_flash(q.device):
-        return "flash"
-    return "sdpa"
+    return backend_of(q.device, q.dtype)
+
+
+def backend_of(device: torch.device, dtype: torch.dtype) -> str:
+    """As `default_backend`, for tensors like that."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    return "flash" if device.type == "cuda" and is_half and _has_flash(device) else "sdpa"
 
 
 @cache

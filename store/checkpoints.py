@@ -68,8 +68,8 @@ class TensorEntry:
 class Engine:
     """What must agree for a State to go on as it was: restoring on another is refused, naming both.
 
-    model, weights (digest), params_schema: of the model. dtype, backend, threads: bit-equality is promised only where
-    they are the same; another number of threads is allowed, with a warning.
+    model, weights: the class, and a digest of its files. dtype: of the weights. backend: of attention, and the kind of
+    device ("cpu sdpa"). threads: of the actor; a `recache` checkpoint, not exact anyway, may go on with others.
     """
 
     model: str = ""

@@ -123,7 +123,8 @@ class LanguageModel(StreamModel):
         """
         place = default_device(device)
         stated = read_config(weights, config)
-        self.model = self._load(weights, stated, float_dtype(dtype), place)
+        self.dtype, self.device = float_dtype(dtype), place
+        self.model = self._load(weights, stated, self.dtype, place)
         self.stop_ids = stop_ids(weights, stated)
         self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         longest = self.model.config.max_position_embeddings
