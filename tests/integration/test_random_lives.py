@@ -86,7 +86,7 @@ def test_nothing_is_left_of_sessions_of_random_life(gateways, sessions, crash_ev
     resident, began = Census(one, first, ["pair"]).resident(), time.monotonic()
     made = lived((first, second), draw, sessions, crash_every)
     took = time.monotonic() - began
-    left = left_over(before, counted)
+    left = left_over(before, counted, killed=made["crashed"])
     assert not left, left
     now = Census(one, first, ["pair"]).resident()
     growth = {name: now[name] - bytes_ for name, bytes_ in resident.items()}
