@@ -14,7 +14,11 @@ from riverrun.cluster.admission import Need, Room
 from riverrun.graphs.stage import BadRequest, Epoch, OpenRequest, StaleEpoch, UnknownSession
 from riverrun.models.base import Description, Unavailable
 
-_REMEMBERED = 1024
+REMEMBER_S = 900.0
+"""Ended sessions are remembered for so long: no message takes as long (a checkpoint may, 300 s)."""
+
+MOST_REMEMBERED = 65_536
+"""And no more of them, some 40 MB: 70 that end every second."""
 
 
 class NoRoom(Unavailable):
@@ -32,19 +36,20 @@ class Totals:
 
 @dataclass(frozen=True)
 class _Ended:
-    """A session that is not here any more. life: as far as one is known to be over."""
+    """A session that is not here any more. life: as far as one is known to be over. at: when it left."""
 
     epoch: Epoch
     life: int
     kind: type[Exception]
     why: str
+    at: float = 0.0
 
 
 class SessionTable:
     """Sessions by id, safe for any thread. A session that ends while a step uses its State leaves when that is over.
 
-    Ended sessions are remembered (the last thousand), so that a late or repeated message gets the reason and can't
-    bring them back to life.
+    Ended sessions are remembered for a while, so that a late or repeated message gets the reason and can't bring them
+    back to life. What is brought back after that nobody calls for, and the reaper frees it.
     """
 
     def __init__(self, room: Room, clock: Callable[[], float] = time.monotonic) -> None:
@@ -184,8 +189,8 @@ class SessionTable:
         before = self._ended.pop(session, ended)
         over = max((before.epoch.number, before.life), (ended.epoch.number, ended.life))
         epoch = before.epoch if before.epoch.number > ended.epoch.number else ended.epoch
-        self._ended[session] = replace(ended, epoch=epoch, life=over[1])
-        while len(self._ended) > _REMEMBERED:
+        self._ended[session] = replace(ended, epoch=epoch, life=over[1], at=self._clock())
+        while len(self._ended) > MOST_REMEMBERED or next(iter(self._ended.values())).at < self._clock() - REMEMBER_S:
             self._ended.popitem(last=False)
 
 
