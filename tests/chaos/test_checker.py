@@ -39,7 +39,7 @@ def test_a_frame_unlike_the_undisturbed_run_is_found(change):
     got = stream(0, 1, 2)
     got[1] = Got(**{**vars(got[1]), **change})
     assert judge(got, expected, 3) == Faults(changed=1)
-    assert first_changed(got, expected).startswith("frame 1: ")
+    assert first_changed(got, expected).startswith("frames frame 1: ")
     assert not first_changed(stream(0, 1, 2), expected)
 
 
