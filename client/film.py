@@ -167,7 +167,7 @@ def check_codec(path: Path, codec: str) -> None:
         if codec not in container.supported_codecs:
             kinds = ", ".join(SUFFIXES)
             raise ExportError(
-                f"{path.suffix} can't hold the input's sound ({codec}); take another of {kinds}, or a folder"
+                f"{path.suffix} can't hold the input's sound ({codec}); take another of {kinds}"
             )
 
 
