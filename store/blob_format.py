@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from riverrun.models.base import BadRequest, Corrupt
-from riverrun.store.checkpoints import Manifest, TensorEntry
+from riverrun.store.checkpoints import Damaged, Manifest, TensorEntry
 
 ALIGN = 64
 """Bytes; a tensor can be mapped from the file for any instruction set."""
@@ -71,19 +71,19 @@ def write_blob(
 
 
 def read_blob(source: Source, manifest: Manifest) -> dict[str, np.ndarray]:
-    """The tensors, each owning its memory. Raises Corrupt naming what of the blob has changed."""
+    """The tensors, each owning its memory. Raises Damaged naming what of the blob has changed."""
     size = blob_size(manifest)
     if source.size() != size:
-        raise Corrupt(f"the blob {manifest.path} has {source.size()} bytes, its manifest says {size}")
+        raise Damaged(f"the blob {manifest.path} has {source.size()} bytes, its manifest says {size}")
     tensors, end = {}, 0
     for entry in manifest.tensors:
         gap, array, crc = source.read(entry.offset - end), np.empty(entry.shape, entry.dtype), 0
         for piece in _pieces(array.reshape(-1).view(np.uint8)):
             if source.readinto(piece) != len(piece):
-                raise Corrupt(f"the blob {manifest.path} ends inside tensor {entry.name!r}")
+                raise Damaged(f"the blob {manifest.path} ends inside tensor {entry.name!r}")
             crc = zlib.crc32(piece, crc)
         if crc != entry.crc or any(gap):
-            raise Corrupt(f"tensor {entry.name!r} of the blob {manifest.path} has changed (checksum)")
+            raise Damaged(f"tensor {entry.name!r} of the blob {manifest.path} has changed (checksum)")
         tensors[entry.name], end = array, entry.offset + entry.nbytes
     return tensors
 
@@ -107,10 +107,10 @@ def seal(manifest: Manifest) -> bytes:
 
 
 def unseal(data: bytes) -> Manifest:
-    """Raises Corrupt for a file that isn't as it was written, or of another schema version."""
+    """Raises Damaged for a file that isn't as it was written, Corrupt for one of another schema version."""
     text = data[_HEAD:-1]
     if data[:_HEAD] != (_OPENING % zlib.crc32(text)).encode() or data[-1:] != b"}":
-        raise Corrupt("the manifest is truncated or has changed (checksum)")
+        raise Damaged("the manifest is truncated or has changed (checksum)")
     return Manifest.from_json(text)
 
 

@@ -2,7 +2,8 @@
 
 `<session>/<stage>/<epoch>-<seq>-<random>.blob` holds the tensors, `….json` beside it the manifest. A blob without a
 manifest does not exist for any reader: only the manifest is renamed into place, after the blob is on disk, and it is
-deleted first. What is left without one (its writer died) is removed by `sweep`.
+deleted first. What is left without one (its writer died) is removed by `sweep`. A checkpoint found to be damaged has
+its manifest renamed to `….damaged`: no reader is told of it again, and it stays as evidence as long as its session.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from pyarrow import fs
 
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.blob_format import blob_size, layout, read_blob, seal, unseal, write_blob
-from riverrun.store.checkpoints import Manifest
+from riverrun.store.checkpoints import Damaged, Manifest
 
 log = logging.getLogger(__name__)
 
 _PART = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
-_NAME = re.compile(r"(\d{8,})-\d{12,}-[0-9a-f]+\.(blob|json)")
-_TEMPORARY = ".tmp"
+_NAME = re.compile(r"(\d{8,})-\d{12,}-[0-9a-f]+\.(blob|json|damaged)")
+_TEMPORARY, _DAMAGED = ".tmp", ".damaged"
 _FAILURES = (OSError, pa.ArrowException)
 
 
@@ -84,12 +85,13 @@ class BlobStore:
             raise Corrupt(f"the manifest of {path} is missing") from error
 
     def read(self, manifest: Manifest) -> dict[str, np.ndarray]:
-        """The tensors, each owning its memory. Raises Corrupt saying what of the blob is missing or changed."""
-        with _failing("read", manifest.path):
+        """The tensors, each owning its memory. Raises Damaged saying what of the blob is missing or changed; it is set
+        aside then."""
+        with _failing("read", manifest.path), self._judging(_beside(manifest.path)):
             try:
                 file = self._fs.open_input_file(self._at(manifest.path))
             except FileNotFoundError as error:
-                raise Corrupt(f"the blob {manifest.path} is missing") from error
+                raise Damaged(f"the blob {manifest.path} is missing") from error
             with file:
                 return read_blob(file, manifest)
 
@@ -179,10 +181,27 @@ class BlobStore:
         """Raises FileNotFoundError, or Corrupt."""
         with _failing("read", path, but=FileNotFoundError), self._fs.open_input_file(self._at(path)) as file:
             data = file.read()
-        manifest = unseal(data)
+        with self._judging(path):
+            manifest = unseal(data)
         if _beside(manifest.path) != path:
             raise Corrupt(f"the manifest at {path} is that of {manifest.path}")
         return manifest
+
+    @contextmanager
+    def _judging(self, path: str) -> Iterator[None]:
+        """Sets the checkpoint of the manifest at `path` aside if what follows finds it damaged."""
+        try:
+            yield
+        except Damaged as error:
+            try:
+                self._fs.move(self._at(path), self._at(path.removesuffix(".json") + _DAMAGED))
+            except FileNotFoundError:
+                pass  # it was deleted, or set aside, since it was listed
+            except _FAILURES as failure:
+                log.warning("damaged checkpoint %s can't be set aside: %s", path, _first_line(failure))
+            else:
+                log.error("checkpoint %s is set aside: %s", path, error)
+            raise
 
     def _place(self, path: str, data: bytes) -> None:
         """A small file, there whole or not at all."""
@@ -245,7 +264,8 @@ def _beside(path: str) -> str:
 
 def _stray(paths: Collection[str]) -> list[str]:
     """Blobs without a manifest, and manifests not in place."""
-    blobs = [path for path in paths if path.endswith(".blob") and _beside(path) not in paths]
+    known = {path.rpartition(".")[0] for path in paths if path.endswith((".json", _DAMAGED))}
+    blobs = [path for path in paths if path.endswith(".blob") and path.rpartition(".")[0] not in known]
     return blobs + [path for path in paths if path.endswith(_TEMPORARY)]
 
 

@@ -20,6 +20,10 @@ from riverrun.store.jsonable import dumps
 SCHEMA = 1
 
 
+class Damaged(Corrupt):
+    """A checkpoint's files are not what was written; they will be no better when they are read again."""
+
+
 @dataclass(frozen=True)
 class Mark:
     """Where one stage of a session stands between two steps.

@@ -21,7 +21,7 @@ from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.models.snapshot import Snapshotting, to_tensors
 from riverrun.store.blob_format import PIECE
 from riverrun.store.blobs import BlobStore
-from riverrun.store.checkpoints import Engine, Manifest, Mark
+from riverrun.store.checkpoints import Damaged, Engine, Manifest, Mark
 
 MARK = Mark(seq=7, consumed={"frames": 3}, chunks={"out": 6}, frames={"out": 18}, ready=True, revision=2, seen=3)
 TENSORS: dict[str, np.ndarray] = {
@@ -177,11 +177,55 @@ def test_every_flipped_bit_and_every_lost_byte_of_a_manifest_is_found(
     assert store.manifests("s-1") == [written]
 
 
+def test_a_damaged_checkpoint_is_set_aside_and_kept_as_evidence(store: BlobStore) -> None:
+    older, newer = (store.write(manifest(seq=seq), TENSORS) for seq in (1, 2))
+    blob = Path(store.uri) / newer.path
+    blob.write_bytes(blob.read_bytes()[:-1])
+    assert store.manifests("s-1") == [older, newer], "nobody has read it yet"
+    with pytest.raises(Damaged):
+        store.read(newer)
+    assert store.manifests("s-1") == BlobStore(store.uri).manifests("s-1") == [older]
+    with pytest.raises(Damaged):
+        store.read(newer)  # by somebody who was told of it before
+    assert store.sweep("s-1") == 0
+    store.check()
+    assert blob.exists()
+    assert (blob.with_suffix(".damaged")).exists()
+    blob.unlink()
+    assert store.max_epoch("s-1") == 1
+    store.delete_session("s-1")
+    assert not paths(store)
+
+
+def test_a_damaged_manifest_is_looked_at_once(store: BlobStore, caplog: pytest.LogCaptureFixture) -> None:
+    written = store.write(manifest(), TENSORS)
+    path = (Path(store.uri) / written.path).with_suffix(".json")
+    path.write_bytes(path.read_bytes()[:-2])
+    with caplog.at_level(logging.WARNING):
+        assert store.manifests("s-1") == []
+        assert "is set aside" in caplog.text
+        caplog.clear()
+        assert store.manifests("s-1") == []
+    assert not caplog.text
+    assert path.with_suffix(".damaged").exists()
+
+
+def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_refused_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = BlobStore(str(tmp_path)).write(manifest(), TENSORS)
+    (tmp_path / written.path).write_bytes(b"")
+    with caplog.at_level(logging.WARNING), pytest.raises(Damaged):
+        full(tmp_path, 1 << 20, moves=False).read(written)
+    assert "can't be set aside: " in caplog.text
+
+
 def test_another_schema_is_left_out_naming_both(store: BlobStore, caplog: pytest.LogCaptureFixture) -> None:
     store.write(dataclasses.replace(manifest(), schema=99), TENSORS)
     with caplog.at_level(logging.WARNING):
         assert store.manifests("s-1") == []
     assert "schema version 99, this program reads 1" in caplog.text
+    assert any(path.suffix == ".json" for path in paths(store)), "a newer program can read it"
 
 
 def test_a_manifest_of_another_blob_is_left_out(store: BlobStore) -> None:
@@ -201,10 +245,11 @@ def test_a_manifest_whose_tensors_overlap_is_refused(store: BlobStore) -> None:
 def test_a_missing_blob_or_manifest_is_said(store: BlobStore) -> None:
     written = store.write(manifest(), TENSORS)
     (Path(store.uri) / written.path).unlink()
-    with pytest.raises(Corrupt, match=r"the blob s-1/generate/.* is missing"):
-        store.read(written)
     with pytest.raises(Corrupt, match="is missing or of another size"):
         store.check()
+    with pytest.raises(Corrupt, match=r"the blob s-1/generate/.* is missing"):
+        store.read(written)
+    assert store.manifests("s-1") == []
     store.delete(written)
     with pytest.raises(Corrupt, match=r"the manifest of s-1/generate/.* is missing"):
         store.manifest(written.path)
