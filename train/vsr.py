@@ -24,7 +24,7 @@ from riverrun.models.super_resolution.decoder import enlarged
 from riverrun.train.data import store
 from riverrun.train.generator import keep_memory, train
 from riverrun.train.quality import psnr
-from riverrun.train.vsr_data import SCALE, levels, load_pools, shrunk
+from riverrun.train.vsr_data import SCALE, Pool, levels, load_pools, shrunk
 from riverrun.train.vsr_model import PARTS, Sizes, TinyVSR, newest
 
 
@@ -59,14 +59,17 @@ class Trainer:
 
     part = "decoder"
 
-    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, sizes: Sizes | None = None, pools: tuple[Pool, Pool] | None = None
+    ) -> None:
+        """pools: what is trained on and what is watched, default the film and the rendered scenes."""
         self.recipe, self.folder, self.step = recipe, folder, 0
         torch.manual_seed(recipe.seed)
         self.model, self.average = (TinyVSR(sizes or Sizes()) for _ in range(2))
         self.average.load_state_dict(self.model.state_dict())
         self.average.requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self.parameters(), betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-        self.pool, watched = load_pools(folder / "data", recipe.seed)
+        self.pool, watched = pools or load_pools(folder / "data", recipe.seed)
         self.watched = watched.draw(random.Random(7), 12, 9, recipe.size)
 
     @property
@@ -155,10 +158,12 @@ class RestorerTrainer(Trainer):
     """The second part: all weights."""
 
     part = "restorer"
-    patch = 96  # pixels of what is decoded
+    patch = 96  # pixels a side of what is decoded
 
-    def __init__(self, recipe: Recipe, folder: Path, sizes: Sizes | None = None) -> None:
-        super().__init__(recipe, folder, sizes)
+    def __init__(
+        self, recipe: Recipe, folder: Path, sizes: Sizes | None = None, pools: tuple[Pool, Pool] | None = None
+    ) -> None:
+        super().__init__(recipe, folder, sizes, pools)
         for model in (self.model, self.average):
             model.load_state_dict(newest(folder, ("decoder",)))
 
