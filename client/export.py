@@ -26,11 +26,36 @@ class Writer(Protocol):
     """Takes the frames of one port. `close` makes the file complete. frames: how many were written."""
 
     path: Path
-    frames: int
+
+    @property
+    def frames(self) -> int: ...
 
     def add(self, frame: Frame) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Both:
+    """Two writers of one port. path, frames: the first one's; `written`: what both have made."""
+
+    def __init__(self, first: Writer, second: Writer) -> None:
+        self.path, self._first, self._second = first.path, first, second
+
+    @property
+    def frames(self) -> int:
+        return self._first.frames
+
+    @property
+    def written(self) -> list[Path]:
+        return [path for each in (self._first, self._second) for path in getattr(each, "written", [each.path])]
+
+    def add(self, frame: Frame) -> None:
+        self._first.add(frame)
+        self._second.add(frame)
+
+    def close(self) -> None:
+        self._first.close()
+        self._second.close()
 
 
 def writer_for(path: Path, fps: float) -> Writer:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from riverrun.client.commands.common import err
 from riverrun.client.errors import BadRequest
 from riverrun.client.export import Writer
 from riverrun.client.film import FilmWriter
+from riverrun.client.geometry.folder import GeometryFolder
 from riverrun.client.pump import Pump
 from riverrun.client.sources import Picture, Source
 from riverrun.client.sync import Client, Stream
@@ -63,8 +65,13 @@ def fed(stream: Stream, given: Input | None, writers: Mapping[str, Writer]) -> I
         yield None
         return
     films = [writer for writer in writers.values() if isinstance(writer, FilmWriter)]
+    folders = [writer for port, writer in writers.items() if isinstance(writer, GeometryFolder) and port == "image"]
+    numbers = count()
 
     def expect(picture: Picture) -> None:
+        number = next(numbers)
+        for folder in folders:
+            folder.original(number, picture.array)
         for film in films:
             film.expect(picture)
             film.is_cut = film.expected == given.frames

@@ -19,9 +19,11 @@ from riverrun.client.commands.common import (
     show_json,
 )
 from riverrun.client.commands.feeding import Input, fed, options_for
+from riverrun.client.commands.geometry import geometry_for, joined, plain_outputs
 from riverrun.client.commands.play import play, show_summary
-from riverrun.client.export import Writer, writer_for
+from riverrun.client.export import Both, Writer, writer_for
 from riverrun.client.film import SUFFIXES, FilmWriter
+from riverrun.client.geometry.folder import FORMATS, GeometryFolder
 from riverrun.client.recorder import Recorder, Switch
 from riverrun.client.sheet import ContactSheet
 from riverrun.client.sources import DEFAULT_FPS, open_source
@@ -48,6 +50,9 @@ def run(
         Path | None,
         typer.Option("--out", help="An .mp4 (.mkv, .mov too with --in), or a folder for PNGs; ports get names added."),
     ] = None,
+    formats: Annotated[
+        str, typer.Option(help=f"Of geometry, into the folder --out: some of {','.join(FORMATS)}.")
+    ] = "ply,tum",
     sheet: Annotated[Path | None, typer.Option(help="A contact sheet of the first output (.png).")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     param: Annotated[
@@ -75,7 +80,7 @@ def run(
         started = time.monotonic()
         params, length = options_for(rr, graph, given, params, length)
         with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, lead=lead, **length, **params) as stream:
-            writers = writers_for(stream, output, given)
+            writers = joined(writers_for(stream, output, given), geometry_for(stream, output, formats, given, params))
             recorder = Recorder(stream, started, switches, writers, _sheet(sheet, stream, prompt))
             with fed(stream, given, writers) as total:
                 made = total or frames or round(length.get("seconds", 0) * stream.session.outputs[0].fps)
@@ -118,7 +123,7 @@ def writers_for(stream: Stream, output: Path | None, given: Input | None = None)
     if output is None:
         return {}
     writers: dict[str, Writer] = {}
-    for place, port in enumerate(stream.session.outputs):
+    for place, port in enumerate(plain_outputs(stream.session)):
         path = output if place == 0 else output.with_name(f"{output.stem}.{port.port}{output.suffix}")
         if path.suffix and port.kind != "frames":
             path = path.with_suffix("")  # no picture: a folder of arrays
@@ -140,12 +145,13 @@ def _record(recorder: Recorder, total: int | None, sheet: Path | None) -> list[s
         recorder.close()
         if sheet is not None and recorder.sheet is not None and recorder.timings.frames:
             recorder.sheet.save(sheet)
-    written = [str(path) for writer in recorder.writers.values() if writer.frames for path in _paths(writer)]
+    paths = [str(path) for writer in recorder.writers.values() if writer.frames for path in _paths(writer)]
+    written = list(dict.fromkeys(paths))  # one writer may take many ports
     return [*written, *([str(sheet)] if sheet else [])]
 
 
 def _paths(writer: Writer) -> list[Path]:
-    return writer.written if isinstance(writer, FilmWriter) else [writer.path]
+    return writer.written if isinstance(writer, FilmWriter | GeometryFolder | Both) else [writer.path]
 
 
 def _sheet(path: Path | None, stream: Stream, prompt: str | None) -> ContactSheet | None:

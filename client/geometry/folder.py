@@ -30,7 +30,8 @@ class GeometryFolder:
 
     points.ply, scene.glb: the cloud; written by `close`. colmap/: `sparse/0` and `images/`. trajectory.txt: TUM lines
     `seconds x y z qx qy qz qw`, where the camera stands (camera-to-world). frames/000000.npz: image, depth, points,
-    confidence, world_to_camera, camera_to_world, intrinsics. recording.rrd. `frames` counts complete ones.
+    confidence, world_to_camera, camera_to_world, intrinsics. recording.rrd. `frames` counts complete ones, `written`
+    names what lies in the folder when it is closed.
 
     formats: of `FORMATS`. originals: the port whose frames are the pictures as they were before the stage made them
     its own size, or None: `original` tells them, or COLMAP has the network's. fit: as the session was asked for.
@@ -57,6 +58,7 @@ class GeometryFolder:
         self._path: list[tuple[Camera, Intrinsics]] = []
         self._stride = 1
         self._told = 1  # the recording has the cloud at frames 1, 2, 4, 8 …
+        self.written: list[Path] = []
         path.mkdir(parents=True, exist_ok=True)
         self._colmap = ColmapModel(path / "colmap") if "colmap" in formats else None
         self._recording = Recording(path / "recording.rrd") if "rrd" in formats else None
@@ -93,6 +95,7 @@ class GeometryFolder:
             write_ply(self.path / "points.ply", points)
         if len(points) and "glb" in self.formats:
             write_glb(self.path / "scene.glb", points, self._path)
+        self.written = sorted(self.path.iterdir())
 
     def _take(self, view: View) -> None:
         self.cloud.add(view)
