@@ -65,7 +65,11 @@ def render(
     Colours are averaged over ``supersample`` squared rays a pixel; depth and objects come from the centred ray.
     """
     times = [float(t) for t in (range(frames) if isinstance(frames, int) else frames)]
-    poses = torch.stack([camera_pose(scene.camera, t) for t in times])  # (T, 4, 4)
+    return film(scene, torch.stack([camera_pose(scene.camera, t) for t in times]), height, width, supersample)
+
+
+def film(scene: Scene, poses: Tensor, height: int = 64, width: int = 64, supersample: int = 2) -> Footage:
+    """As :func:`render`, from cameras of one's own: camera-to-world float32 [T, 4, 4], above the floor."""
     k = intrinsics(height, width)
     colour = _shade(scene, _rays(poses, k, height, width, supersample))  # (T, 3, h, w)
     if supersample > 1:
@@ -93,8 +97,13 @@ def intrinsics(height: int, width: int) -> Tensor:
 
 def camera_pose(camera: Camera, t: float) -> Tensor:
     """Camera-to-world matrix float32 [4, 4] at frame ``t``."""
-    position = torch.tensor(camera.position(t), dtype=torch.float64)
-    forward = F.normalize(torch.tensor([0.0, camera.target, 0.0], dtype=torch.float64) - position, dim=0)
+    return looking(camera.position(t), (0.0, camera.target, 0.0))
+
+
+def looking(at: Sequence[float], towards: Sequence[float]) -> Tensor:
+    """Camera-to-world matrix float32 [4, 4] of an upright camera ``at`` a point that looks ``towards`` another."""
+    position = torch.tensor(at, dtype=torch.float64)
+    forward = F.normalize(torch.tensor(towards, dtype=torch.float64) - position, dim=0)
     right = F.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)), dim=0)
     down = torch.linalg.cross(forward, right)
     pose = torch.eye(4, dtype=torch.float64)
