@@ -36,6 +36,9 @@ RESTARTS = -1
 """Where it died, Ray starts it again, on another node if need be. Its actors end with it: it starts others, and
 sessions go on from their checkpoints."""
 
+NODE_CHARACTERS = 8
+"""Of a node's id at least, to name it by."""
+
 P99S = 20.0
 """A step may take so many times the 99th percentile of the last ones before its actor counts as hung."""
 
@@ -104,9 +107,13 @@ class Controller:
     @ray.method(concurrency_group="looks")
     def cordon(self, target: str, seconds: float) -> list[str]:
         """No session is placed on actor or node `target` any more, and those there leave within `seconds`; "" ends
-        that. The actors it means. Raises BadRequest for one that there is not."""
+        that. The actors it means. Raises BadRequest for one that there is not. The first characters of a node's id will
+        do where no other begins with them."""
         seen = [health for pool in self._pools.values() for health in pool.healths()]
-        meant = {h.actor for h in seen if target and target in (h.actor, h.health.node if h.health else "")}
+        nodes = {h.health.node for h in seen if h.health}
+        alike = [node for node in nodes if len(target) >= NODE_CHARACTERS and node.startswith(target)]
+        node = alike[0] if len(alike) == 1 else target
+        meant = {h.actor for h in seen if target and (h.actor == target or (h.health and h.health.node == node))}
         if target and not meant:
             there = ", ".join(sorted({h.actor for h in seen}))
             raise BadRequest(f"no actor or node {target!r}; there are actors {there}")

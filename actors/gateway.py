@@ -17,7 +17,7 @@ from riverrun.actors.calls import Count, CountCalls
 from riverrun.actors.directory import Directory
 from riverrun.actors.host import SessionHost
 from riverrun.actors.jobs import JobDesk
-from riverrun.actors.malformed import RefuseMalformed
+from riverrun.actors.malformed import UNREAD_BYTES, RefuseMalformed
 from riverrun.actors.servicers import Cluster, Jobs, Sessions
 from riverrun.actors.streams import Streams
 from riverrun.actors.tls import server_credentials
@@ -31,7 +31,7 @@ SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name
 STOP_S = 2.0
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second service on the same port is an error, not a lottery
-    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_receive_message_length", UNREAD_BYTES),
     ("grpc.keepalive_time_ms", 20_000),  # finds clients that went without a word
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import uuid
@@ -22,6 +23,8 @@ from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
 
 CALL_SECONDS = 60.0  # opening a session may warm a model up
+LOADING_SECONDS = 300.0  # for a model to load, where its frames a second must be known
+LOADING_LOOK_SECONDS = 0.2  # the service itself waits, for 20 s
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),  # the stream has its own backoff; gRPC's must not add minutes to it
@@ -283,8 +286,23 @@ class AsyncClient:
             return await self._call(stub.Create(request, timeout=CALL_SECONDS, metadata=trace_metadata()))
 
     async def _length(self, graph: str, frames: int | None, seconds: float | None) -> int:
-        fps = (await self.graph(graph)).outputs[0].fps if seconds is not None else 0.0
+        fps = await self._fps(graph) if seconds is not None else 0.0
         return length(frames, seconds, fps)
+
+    async def _fps(self, name: str) -> float:
+        """Of a graph's first output, which is known when its model is loaded; 0.0 if it has none."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + LOADING_SECONDS
+        while True:
+            graph = await self.graph(name)
+            models = {stage.model for stage in graph.stages}
+            is_loading = any(not actor.up and actor.model in models for actor in (await self.status()).actors)
+            if graph.outputs[0].fps or not is_loading:
+                return graph.outputs[0].fps
+            if clock() > until:
+                said = f"a model of graph {name!r} has been loading for {LOADING_SECONDS:g} s"
+                raise errors.Unavailable(said, "DEADLINE_EXCEEDED")
+            await asyncio.sleep(LOADING_LOOK_SECONDS)
 
     def channel(self, address: str | None = None) -> grpc.aio.Channel:
         """The connection to a gateway, by default the one the client was given; made at its first use."""

@@ -92,6 +92,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str) -> Error:
         details = f"the service at {address} does not know you: {details} (RIVERRUN_TOKEN, --token-file, token=)"
     elif code == "UNIMPLEMENTED":
         details = f"what answers at {address} is no riverrun service, or one of another version"
+    elif code == "RESOURCE_EXHAUSTED" and (sizes := re.search(r"larger than max \((\d+) vs\.? (\d+)\)", details)):
+        details, code = f"a message has {int(sizes[1]):,} bytes, too many for the other side", "INVALID_ARGUMENT"
     elif code == "DEADLINE_EXCEEDED":
         details = f"the service at {address} did not answer in time"
     return _CLASSES.get(code, Error)(details or f"the call failed with {code}", code)

@@ -21,7 +21,7 @@ from riverrun.client.sync import Client
 from riverrun.protos import riverrun_pb2 as pb
 
 ID_CHARACTERS = 12
-"""Of a session's id in a terminal; a pipe gets all of it."""
+"""Of a session's or node's id in a terminal; a pipe gets all of it. `drain` takes a node's first ones."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,19 @@ def screen(before: Look, now: Look, address: str) -> RenderableType:
 
 def _actors(before: Look, now: Look) -> Table:
     steps = _rates(before, now, *({a.incarnation: a.steps for a in look.status.actors} for look in (before, now)))
-    names = ("actor", "model", "sessions", "held", "reserved", "steps/s", "step ms p50", "p99", "in step s", "pid")
+    names = (
+        "actor",
+        "model",
+        "sessions",
+        "held",
+        "reserved",
+        "steps/s",
+        "step ms p50",
+        "p99",
+        "in step s",
+        "pid",
+        "node",
+    )
     grid = _grid(names, left=2)
     for a in now.status.actors:
         if not a.up:
@@ -87,7 +99,9 @@ def _actors(before: Look, now: Look) -> Table:
             continue
         sizes = (decimal(a.held_bytes), decimal(a.reserved_bytes))
         times = (_number(steps.get(a.incarnation)), f"{a.step_ms_p50:.1f}", f"{a.step_ms_p99:.1f}")
-        grid.add_row(a.actor, a.model, _places(a), *sizes, *times, f"{a.step_age_s:.1f}", str(a.pid or "-"))
+        node = a.node[:ID_CHARACTERS] if out.is_terminal else a.node
+        where = (str(a.pid or "-"), node or "-")
+        grid.add_row(a.actor, a.model, _places(a), *sizes, *times, f"{a.step_age_s:.1f}", *where)
     return grid
 
 

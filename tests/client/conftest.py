@@ -48,7 +48,8 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
 
     cuts: after how many frames of a connection it is cut with UNAVAILABLE (one entry a connection). faults: what to
     do wrong. ports: the outputs of every session. laters: when to come back, seconds, as the session says that is
-    suspended at a cut and as those say who are refused after that. called: when each connection began, and that cut.
+    suspended at a cut and as those say who are refused after that. called: when each connection began, and that cut. loading:
+    its model is, for so many looks at the graphs.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
         self.cuts: list[int] = []
         self.laters: list[float] = []
         self.called: list[float] = []
+        self.loading = 0
         self.faults: set[str] = set()
         self.ports = ["video"]
         self.opens: list[pb.Open] = []
@@ -168,13 +170,15 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
         yield job
 
     async def Status(self, request, context):
-        return pb.StatusResponse(version="fake", sessions=len(self.sessions))
+        actors = [pb.ActorStatus(actor="fake-0", model="fake", up=not self.loading)]
+        return pb.StatusResponse(version="fake", sessions=len(self.sessions), actors=actors)
 
     async def ListModels(self, request, context):
         return pb.ListModelsResponse(models=[pb.Model(name="fake", stage="generate", fps=FPS, controls=["prompt"])])
 
     async def ListGraphs(self, request, context):
-        outputs = [pb.OutputPort(port=p, kind="frames", fps=FPS) for p in self.ports]
+        self.loading = max(0, self.loading - 1)
+        outputs = [pb.OutputPort(port=p, kind="frames", fps=0 if self.loading else FPS) for p in self.ports]
         stages = [pb.GraphStage(stage="generate", model="fake")]
         return pb.ListGraphsResponse(graphs=[pb.Graph(name="generate", stages=stages, outputs=outputs)])
 

@@ -36,6 +36,13 @@ def test_seconds_become_frames_by_the_graph_s_rate(running):
         assert len(list(rr.stream("generate", prompt="a", seconds=0.5))) == 8
 
 
+def test_seconds_wait_for_a_model_that_is_loading(running):
+    running.service.loading = 4
+    with running.client() as rr:
+        assert len(list(rr.stream("generate", prompt="a", seconds=0.5))) == 8
+    assert running.service.loading == 0
+
+
 def test_a_lead_is_asked_for_only_if_given(running):
     with running.client() as rr:
         for lead in (None, 0, 1.5):

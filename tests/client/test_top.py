@@ -49,7 +49,7 @@ def test_rates_are_what_was_added_between_two_looks(monkeypatch):
     lines = shown(before, now, monkeypatch)
     assert "24.0 frames/s" in " ".join(lines[0])
     assert row(lines, "gen-0")[:3] == ["gen-0", "gen", "1/8"]
-    assert row(lines, "gen-0")[-5:-2] == ["25.0", "12.3", "0.0"]
+    assert row(lines, "gen-0")[-6:-3] == ["25.0", "12.3", "0.0"]
     make, turn = (line for line in lines if line[:1] == [ID])
     assert make[1:] == ["chain", "running", "make", "gen-0", "24.0", "1.2", "0", "0.0", "20.0", "2.0", "MB"]
     assert turn[1:7] == ["chain", "running", "turn", "gen-0", "2", "5.0"]
@@ -74,6 +74,12 @@ def test_a_session_that_stands_says_why(monkeypatch, fields, state):
 def test_an_actor_that_does_not_answer_is_shown_as_such(monkeypatch):
     now = look(1.0, [actor(up=False)])
     assert "answer" in row(shown(now, now, monkeypatch), "gen-0")
+
+
+def test_nodes_are_named_as_drain_wants_them(monkeypatch):
+    now = look(1.0, [actor(node="f" * 56, pid=7)])
+    assert row(shown(now, now, monkeypatch), "gen-0")[-2:] == ["7", "f" * 56]
+    assert row(shown(now, now, monkeypatch, terminal=True), "gen-0")[-2:] == ["7", "f" * 12]
 
 
 def test_a_terminal_gets_short_ids(monkeypatch):
