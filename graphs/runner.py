@@ -32,7 +32,7 @@ from riverrun.graphs.recovery import NoPlace
 from riverrun.graphs.script import TimedControl, write_scripts
 from riverrun.graphs.stage import EncoderHandle, Epoch, Mismatch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
-from riverrun.graphs.takeover import TakeOver, settle
+from riverrun.graphs.takeover import TakeOver
 from riverrun.graphs.waiting import Clock, Signal, within
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable, one_line
 from riverrun.store.records import Conflict, Placement, SessionRecord, SessionState, Store, advance
@@ -135,7 +135,8 @@ class Runner:
         try:
             await self._signal.until(lambda: self._state is not SessionState.OPENING)
         except asyncio.CancelledError:
-            self._end(SessionState.CLOSED, "given up while it was opening")
+            state = SessionState.SUSPENDED if self._is_resumed else SessionState.CLOSED
+            self._end(state, "given up while it was opening")  # by a client, which may come again for what it had
             raise
         if self._flow is None:
             await self.ended()
@@ -345,17 +346,19 @@ class Runner:
             self._clock,
             self._config.recovery,
             found,
+            lines,
             received,
         )
         stands = await take.stands()
         self._stages = {name: stand.handle for name, stand in stands.items()}
         self._descriptions = {name: stand.description for name, stand in stands.items()}
-        await self._keeper.commit(placement={name: stand.placement for name, stand in stands.items()})
+        await self._keeper.commit(
+            placement={name: stand.placement for name, stand in stands.items()},
+            state=SessionState.DRAINING if was.state is SessionState.DRAINING else SessionState.RUNNING,
+        )
         flow = self._flow_over(self._stages)
-        await settle(flow, stands, lines)
+        await take.settle(flow, stands)
         flow.leave(take.silent)
-        assert flow.saver is not None
-        flow.saver.follow(flow.drivers, found)
         if not self._graph.inputs and (was.state is SessionState.DRAINING or flow.has_all_frames):
             flow.end_sources(was.reason)
         return flow

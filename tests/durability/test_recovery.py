@@ -205,6 +205,31 @@ def test_a_damaged_checkpoint_costs_a_longer_replay(w, clock, run):
     run(body())
 
 
+def test_a_client_that_leaves_while_its_session_is_taken_up_finds_it_again(w, clock, run):
+    async def body():
+        wanted = await undisturbed(w, clock, CHAIN)
+        world = w.World(clock)
+        runner = await world.open(CHAIN, CONFIG, params=PARAMS["chain"], max_frames=FRAMES)
+        client = w.Client()
+        await client.read(runner, 22)
+        placed = {at.actor for at in runner.record.placement.values()}
+        await world.crash(runner)
+        for actor in placed:
+            world.kill(actor)
+        place, world.place = world.place, lambda *_: asyncio.get_running_loop().create_future()
+        taking = asyncio.create_task(world.take_over(CHAIN, CONFIG, {"frames": 22}))
+        while not (len(world.runners) > 1 and world.runners[-1]._main):
+            await asyncio.sleep(0)
+        taking.cancel()
+        await asyncio.wait({taking})
+        assert (await world.runners[-1].ended()).state is SessionState.SUSPENDED
+        world.place = place
+        await client.read(await world.take_over(CHAIN, CONFIG, {"frames": len(client.frames)}))
+        assert client.pixels == wanted
+
+    run(body())
+
+
 def test_what_cannot_be_put_away_says_why_and_goes_on(w, clock, run):
     async def body():
         world = w.World(clock)
