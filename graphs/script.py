@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from riverrun.graphs.controls import PROMPT
@@ -10,6 +10,7 @@ from riverrun.graphs.opening import answer
 from riverrun.graphs.stage import EncoderHandle
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import BadRequest, Control, Description
+from riverrun.store.records import ScriptEntry
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,16 @@ class TimedControl:
     at_frame: int
     control: Control
     stage: str = ""
+
+
+def written(script: Sequence[TimedControl]) -> tuple[ScriptEntry, ...]:
+    """As the session's record keeps it, for whoever goes on with it."""
+    return tuple(ScriptEntry(t.at_frame, t.control.revision, t.control.kind, t.control.value, t.stage) for t in script)
+
+
+def read(entries: Sequence[ScriptEntry]) -> tuple[TimedControl, ...]:
+    """What `written` has written."""
+    return tuple(TimedControl(e.at_frame, Control(e.revision, e.kind, e.value), e.stage) for e in entries)
 
 
 class ScriptRefused(BadRequest):
@@ -51,14 +62,18 @@ async def write_scripts(
     encoders: Mapping[str, EncoderHandle],
     clock: Clock,
     encode_s: float,
+    is_done: Callable[[str, int], bool] = lambda stage, revision: False,
 ) -> dict[str, Script]:
-    """By stage, the controls it takes, prompts encoded, so that none is refused half-way.
+    """By stage, the controls it takes, prompts encoded, so that none is refused half-way. is_done: whether a stage was
+    given a control before, under another runner.
 
     Raises BadRequest for a control that the stage it names, or no stage at all, takes.
     """
     found: dict[str, list[TimedControl]] = {name: [] for name in descriptions}
     for timed in script:
         for stage in _takers(timed, descriptions):
+            if is_done(stage, timed.control.revision):
+                continue
             found[stage].append(replace(timed, control=await _encoded(timed.control, stage, encoders, clock, encode_s)))
     return {name: Script(controls) for name, controls in found.items()}
 

@@ -148,6 +148,17 @@ class ControlEntry:
 
 
 @dataclass(frozen=True)
+class ScriptEntry:
+    """A control that comes into force by itself, at a frame (see `graphs/script.py`)."""
+
+    at_frame: int
+    revision: int
+    kind: str
+    value: Any = None
+    stage: str = ""
+
+
+@dataclass(frozen=True)
 class SessionRecord:
     """One session. Times are seconds since 1970.
 
@@ -155,7 +166,7 @@ class SessionRecord:
     epoch, nonce: the fencing token of the runner in charge. placement, steps: per stage; steps is the next step number.
     consumed, forgotten: chunks taken, and those of them that nobody keeps any more, per "stage.port". ports: per graph
     output. folded: controls in force that the log no longer holds. folded_to: by stage, the first step whose lines the
-    log still has for certain. lead_s: media it may be ahead of its
+    log still has for certain. script: controls at frames. lead_s: media it may be ahead of its
     controller (0: no limit). manifests: checkpoints, in short. token_digest: sha256 of the resume token, hex.
     """
 
@@ -180,6 +191,7 @@ class SessionRecord:
     ports: Mapping[str, PortMark] = field(default_factory=dict)
     folded: tuple[ControlEntry, ...] = ()
     folded_to: Mapping[str, int] = field(default_factory=dict)
+    script: tuple[ScriptEntry, ...] = ()
     manifests: tuple[Mapping[str, Any], ...] = ()
     created: float = 0.0
     updated: float = 0.0
@@ -208,6 +220,7 @@ class SessionRecord:
             placement=lambda m: {k: _build(Placement, v) for k, v in m.items()},
             ports=lambda m: {k: _build(PortMark, v) for k, v in m.items()},
             folded=lambda xs: tuple(_build(ControlEntry, x) for x in xs),
+            script=lambda xs: tuple(_build(ScriptEntry, x) for x in xs),
             manifests=tuple,
         )
 
