@@ -24,6 +24,7 @@ from riverrun.actors.loading import carried
 from riverrun.actors.logs import set_up
 from riverrun.actors.pool import MemberHealth, Place, PlaceWish, Pool
 from riverrun.actors.stage_actor import start_stage
+from riverrun.cluster.placement import shared_node
 from riverrun.configs import ModelConfig
 from riverrun.configs.telemetry import ActorSetup
 from riverrun.graphs.graph import Graph
@@ -88,8 +89,11 @@ class Controller:
     @carried
     @ray.method(concurrency_group="places")
     def place(self, models: Sequence[str]) -> list[Place]:
-        """An actor for each stage's model. Raises BadRequest (no such model), NoRoom, Unavailable."""
-        return [self._pool(model).place() for model in models]
+        """An actor for each stage's model, on one node if they fit there. Raises BadRequest (no such model), NoRoom,
+        Unavailable."""
+        pools = [self._pool(model) for model in models]
+        node = shared_node([pool.loads() for pool in pools]) if len(pools) > 1 else ""
+        return [pool.place(PlaceWish(node=node)) for pool in pools]
 
     @carried
     @ray.method(concurrency_group="places")

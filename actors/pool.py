@@ -42,10 +42,16 @@ class Place:
 
 @dataclass(frozen=True)
 class PlaceWish:
-    """Which actors will do. avoid: none of this incarnation. actor: only the one of this name ("": any)."""
+    """Which actors will do. avoid: none of this incarnation. actor: only the one of this name ("": any). node: rather
+    one on this machine ("": any)."""
 
     avoid: str = ""
     actor: str = ""
+    node: str = ""
+
+    @property
+    def is_for_a_new_session(self) -> bool:
+        return not (self.avoid or self.actor)
 
 
 ANYWHERE = PlaceWish()
@@ -110,21 +116,28 @@ class Pool:
     def place(self, wish: PlaceWish = ANYWHERE) -> Place:
         """The actor with most room, started first if need be. Raises Unavailable, NoRoom, BadRequest (none like it)."""
         for _ in range(3):  # an actor may turn out dead, and its replacement too
-            self.fill()
-            healths = {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}
+            healths = self._answering()
             fit = {name: m for name, (m, _) in healths.items() if self._suits(m, wish)}
             loads = [_load(name, healths[name][1]) for name in fit]
             if loads:
-                chosen = least_loaded(loads)
+                chosen = least_loaded(loads, wish.node)
                 if chosen is None:
                     places = sum(load.max_sessions for load in loads)
                     raise NoRoom(f"all {places} places of model {self.config.name!r} are taken; one must end first")
-                if wish == ANYWHERE and self.config.actor.headroom and not keeps_headroom(loads, chosen):
+                if wish.is_for_a_new_session and self.config.actor.headroom and not keeps_headroom(loads, chosen):
                     raise NoRoom(f"what is free of model {self.config.name!r} is kept for sessions whose actor dies")
                 return self._place(fit[chosen])
             if healths:
                 raise Unavailable(f"no other actor of model {self.config.name!r} runs; one may be starting")
         raise self._nobody()
+
+    def loads(self) -> list[Load]:
+        """Of the actors that a new session may be placed on; started first if need be. Raises Unavailable."""
+        return [_load(name, health) for name, (m, health) in self._answering().items() if self._suits(m, ANYWHERE)]
+
+    def _answering(self) -> dict[str, tuple[Member, StageHealth]]:
+        self.fill()
+        return {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}
 
     def _suits(self, member: Member, wish: PlaceWish) -> bool:
         if wish.actor and wish.actor not in (names := [f"{self.config.name}-{n}" for n in range(self._count)]):
@@ -278,4 +291,5 @@ class Pool:
 
 def _load(name: str, health: StageHealth) -> Load:
     reserved, limit = health.reserved_bytes, health.max_bytes
-    return Load(name, health.sessions, health.max_sessions, reserved, limit, health.retained_bytes, health.peak_bytes)
+    sizes = (health.retained_bytes, health.peak_bytes)
+    return Load(name, health.sessions, health.max_sessions, reserved, limit, *sizes, node=health.node)

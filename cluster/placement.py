@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 @dataclass(frozen=True)
 class Load:
     """One actor of a model: sessions it has and may have, bytes set aside for them and those there are (None: no
-    limit), and what one session with default parameters keeps and has at most during a step (0: not known).
+    limit), and what one session with default parameters keeps and has at most during a step (0: not known). node: the
+    machine it runs on.
     """
 
     actor: str
@@ -19,6 +20,7 @@ class Load:
     max_bytes: int | None = None
     retained_bytes: int = 0
     peak_bytes: int = 0
+    node: str = ""
 
     @property
     def room(self) -> int:
@@ -31,8 +33,20 @@ class Load:
         return min(places, max(0, free - extra) // self.retained_bytes)
 
 
-def least_loaded(loads: Sequence[Load]) -> str | None:
-    """The actor with room for most sessions, by places and bytes; then with most bytes free, then first by name.
+def shared_node(stages: Sequence[Sequence[Load]]) -> str:
+    """The node for a chain of stages, each with the actors that may have it: what one makes for the next then stays on
+    that machine. Of those where every stage finds room, the one with most in its tightest stage; "" if there is none,
+    or only one stage."""
+    if len(stages) < 2:
+        return ""
+    room = [_room_by_node(loads) for loads in stages]
+    nodes = sorted(set(room[0]).intersection(*room[1:]))
+    return max(nodes, key=lambda node: min(each[node] for each in room), default="")
+
+
+def least_loaded(loads: Sequence[Load], node: str = "") -> str | None:
+    """The actor with room for most sessions, by places and bytes; then with most bytes free, then first by name. One on
+    `node` comes before all others, if it has room.
 
     None if all places are taken. Where bytes alone are short one is named all the same: it knows what the session that
     is asked for needs, and says what would fit.
@@ -40,7 +54,8 @@ def least_loaded(loads: Sequence[Load]) -> str | None:
     free = [load for load in loads if load.sessions < load.max_sessions]
     if not free:
         return None
-    return min(free, key=lambda load: (-load.room, _taken(load), load.actor)).actor
+    near = [load for load in free if node and load.node == node and load.room > 0]
+    return min(near or free, key=lambda load: (-load.room, _taken(load), load.actor)).actor
 
 
 def keeps_headroom(loads: Sequence[Load], chosen: str) -> bool:
@@ -50,6 +65,15 @@ def keeps_headroom(loads: Sequence[Load], chosen: str) -> bool:
     """
     after = [replace(each, sessions=each.sessions + (each.actor == chosen)) for each in loads]
     return all(sum(o.room for o in after if o is not lost) >= lost.sessions for lost in after)
+
+
+def _room_by_node(loads: Sequence[Load]) -> dict[str, int]:
+    """Of the actor with most room on each node that has any."""
+    room: dict[str, int] = {}
+    for load in loads:
+        if load.node and load.room > 0:
+            room[load.node] = max(load.room, room.get(load.node, 0))
+    return room
 
 
 def _taken(load: Load) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from riverrun.cluster.placement import Load, keeps_headroom, least_loaded
+from riverrun.cluster.placement import Load, keeps_headroom, least_loaded, shared_node
 
 
 def full(actor: str, sessions: int, reserved: int, limit: int | None = 100) -> Load:
@@ -62,3 +62,32 @@ def test_room(load, room):
 def test_headroom_for_the_fullest_actor(sessions, chosen, kept):
     loads = [Load(name, count, 4, 0) for name, count in zip("abc", sessions, strict=False)]
     assert keeps_headroom(loads, chosen) is kept
+
+
+def at(node, *sessions, places=4):
+    """Actors of one model on a node, by the sessions they have."""
+    return [Load(f"{node}{n}", taken, places, 0, node=node) for n, taken in enumerate(sessions)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "node"),
+    [
+        ([at("x", 0) + at("y", 0), at("y", 3)], "y"),  # the first stage is no freer there, but the second is only there
+        ([at("x", 3) + at("y", 2), at("x", 0) + at("y", 1)], "y"),  # the tightest stage counts
+        ([at("x", 2) + at("y", 2), at("x", 2) + at("y", 2)], "x"),
+        ([at("x", 4) + at("y", 0), at("x", 0)], ""),  # no node has room for both
+        ([at("x", 0), at("y", 0)], ""),
+        ([at("x", 0), at("x", 0), at("x", 0) + at("y", 0)], "x"),
+        ([at("x", 0)], ""),  # alone, a stage goes where most room is
+        ([at("", 0), at("", 0)], ""),
+    ],
+)
+def test_stages_of_a_chain_are_kept_on_one_node(stages, node):
+    assert shared_node(stages) == node
+
+
+def test_the_node_of_the_chain_comes_first_while_it_has_room():
+    loads = at("x", 0, 0) + at("y", 3, 2)
+    assert least_loaded(loads) == "x0"
+    assert least_loaded(loads, node="y") == "y1"
+    assert least_loaded(at("x", 3) + at("y", 4), node="y") == "x0"
