@@ -78,6 +78,8 @@ class Viewer:
         except BadRequest:
             return  # it has ended meanwhile
         feeding = gateway.start(self._feed(runner)) if self.case.sent else None
+        if feeding:
+            feeding.add_done_callback(self._fed)
         self.talks_to = gateway, runner
         try:
             self._send_again(gateway, runner)
@@ -137,6 +139,11 @@ class Viewer:
             await runner.finish()
         except BadRequest:
             return  # it has ended
+
+    def _fed(self, feeding: asyncio.Task) -> None:
+        """What is wrong with the input that is asked for ends the schedule."""
+        if not feeding.cancelled() and (error := feeding.exception()):
+            self.show.fail(error)
 
     def control(self, kind: str, value: Any) -> None:
         """Sends one, now or on the next connection."""

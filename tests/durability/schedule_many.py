@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from schedule import Outcome, play
@@ -74,9 +75,10 @@ def play_many(first: int, last: int, processes: int = 0) -> Tally:
     rest may take. processes: 0: as many as there are processors."""
     blocks = [range(at, min(at + BLOCK, last + 1)) for at in range(first, last + 1, BLOCK)]
     tally, begun = Tally(), time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
-        for done, part in enumerate(pool.imap_unordered(play_block, blocks), start=1):
-            tally += part
+    with ProcessPoolExecutor(processes or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        work = [pool.submit(play_block, block) for block in blocks]
+        for done, each in enumerate(as_completed(work), start=1):
+            tally += (part := each.result())
             for seed, fault in part.bad.items():
                 print(f"seed {seed}: {fault[:300]}  (python tests/durability/schedule.py {seed})", flush=True)
             if done % 50 == 0:
@@ -85,5 +87,6 @@ def play_many(first: int, last: int, processes: int = 0) -> Tally:
                 print(f"{tally.played} played in {passed:.0f} s, {len(tally.bad)} bad; {left:.0f} s to go", flush=True)
             if len(tally.bad) >= MOST_BAD:
                 print(f"{len(tally.bad)} violations: the rest is not played", flush=True)
+                pool.shutdown(cancel_futures=True)
                 break
     return tally

@@ -68,7 +68,7 @@ class Show:
         self.viewer = Viewer(self, self.case, dice)
         self.faults = draw_faults(dice, many_faults)
         self.asked = 0
-        self.broken: Exception | None = None
+        self.broken: BaseException | None = None
         self.playing: asyncio.Task[None]
 
     async def play(self) -> None:
@@ -190,8 +190,12 @@ class Show:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - raised again by `play`
-            self.broken = self.broken or error
-            self.playing.cancel()
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the schedule."""
+        self.broken = self.broken or error
+        self.playing.cancel()
 
     def check(self) -> None:
         """Raises where the books of somebody who lives do not add up."""
