@@ -135,7 +135,7 @@ def tables() -> list[Workload]:
     frames = Inputs("InfVSR", ("frames",), 5625)
     views = Inputs("InfiniteVGGT", ("frames",), 9000)
     return [
-        Workload("LongLive", alone("longlive-tiny", ["frames"]), 320, 21, {"prompt": PROMPT}, **PACED),
+        Workload("LongLive, random", alone("longlive-tiny", ["frames"]), 320, 21, {"prompt": PROMPT}, **PACED),
         clip("ca2vdm", "Ca2-VDM", 22),
         clip("ca2vdm-rope", "Ca2-VDM, rope", 23),
         clip("ca2vdm-partial", "Ca2-VDM, partial", 24),
