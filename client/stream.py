@@ -172,7 +172,8 @@ class AsyncStream:
 
     async def close(self, reason: str = "closed by the client") -> None:
         """Ends the session (a viewer only leaves it). Closing twice is no error."""
-        running = not self._task.done()
+        # What it sent was refused: the connection ended of it, the session did not.
+        running = not self._task.done() or isinstance(self._error, errors.BadRequest)
         self._task.cancel()
         await asyncio.wait({self._task})
         if running and self._role == pb.ROLE_CONTROLLER:

@@ -16,7 +16,7 @@ from torch import Tensor
 from riverrun.kernels.histories import Histories
 from riverrun.kernels.shared import TextEntry
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Snapshot
-from riverrun.models.state import Waiting
+from riverrun.models.state import Waiting, frames_of
 from riverrun.models.super_resolution.guidance import VisualGuidance, merge_dape
 from riverrun.models.super_resolution.infvsr import INFVSR_DIT, InfVSR
 from riverrun.models.super_resolution.infvsr_state import InfVSRParams, InfVSRState
@@ -93,6 +93,10 @@ def feed(model: InfVSR, state: InfVSRState, frames: np.ndarray, first: int = 0, 
 
 def opened(model: InfVSR, **params: object) -> InfVSRState:
     return model.open(InfVSRParams(**params), 5)  # type: ignore[arg-type]
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def as_stored(snapshot: Snapshot) -> Snapshot:
@@ -193,6 +197,61 @@ def test_revisions_of_the_input_go_on(model: InfVSR) -> None:
     state = opened(model, find_scenes=False)
     model.push(state, chunk_of(video(9), revision=3))
     assert model.step([state])[0][0].revision == 3
+
+
+@pytest.mark.parametrize("find_scenes", [True, False])
+def test_a_switch_of_who_makes_the_frames_begins_a_scene(model: InfVSR, find_scenes: bool) -> None:
+    """Whatever they look like: from there on it is, bit for bit, a stream that begins there, new reference and all."""
+    state, fresh = opened(model, find_scenes=find_scenes), opened(model, find_scenes=find_scenes)
+    before, after = video(14), video(28)  # the same picture, and so no cut
+    for at, revision in ((0, 0), (7, 0)):
+        model.push(state, chunk_of(before[at : at + 7], at, revision))
+    model.push(state, chunk_of(after[:10], 14, revision=2))
+    model.push(state, chunk_of(after[10:], 24, revision=2))
+    chunks = []
+    while model.ready(state):
+        chunks += model.step([state])[0]
+    chunks += model.finish(state)
+    assert [(chunk.frames, chunk.revision) for chunk in chunks] == [(9, 0), (5, 0), (9, 2), (12, 2), (7, 2)]
+    alone = feed(model, fresh, after) + model.finish(fresh)
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(chunks[2:], alone, strict=True))
+
+
+def test_a_switch_is_forced_on_a_replay_like_a_cut(model: InfVSR) -> None:
+    inputs = [chunk_of(frame[None], n, revision=n // 20) for n, frame in enumerate(np.concatenate([video(20)] * 2))]
+    decided: list[Any] = []
+
+    def played(forced: list[Any]) -> list[int]:
+        """As a stage does it: a step takes an input, or goes on with what lies there; lengths of the chunks."""
+        state, coming, made = opened(model), iter(inputs), list[Chunk]()
+        for at in range(2 * len(inputs)):
+            chunk = None if model.ready(state) else next(coming, None)
+            if chunk is None and not model.ready(state):
+                break
+            if forced:
+                model.force(state, as_json(forced[at]))
+            if chunk is not None:
+                model.push(state, chunk)
+            if model.ready(state):
+                made += model.step([state])[0]
+            if not forced:
+                decided.append(model.decisions(state))
+        return [chunk.frames for chunk in made + model.finish(state)]
+
+    assert played([]) == played(list(decided)) == [9, 11, 9, 11]
+
+
+def test_frames_keep_their_own_times(model: InfVSR) -> None:
+    times = tuple(int(t) for t in np.cumsum(np.random.default_rng(0).integers(100, 9000, 25)))
+    state, made = opened(model, find_scenes=False), []
+    for n, frame in enumerate(video(25)):
+        model.push(state, Chunk("frames", frame[None], times[n], times[n] - times[n - 1] if n else 5625, 1))
+        while model.ready(state):
+            made += model.step([state])[0]
+    made += model.finish(state)
+    assert tuple(chunk.time_of(i) for chunk in made for i in range(chunk.frames)) == times
+    model.push(opened(model), dataclasses.replace(made[0], data=video(9)))  # and on into another stage
+    assert [f.pts for f in frames_of(dataclasses.replace(made[0], data=video(9)))] == list(times[:9])
 
 
 def test_memory_is_flat_and_as_described(model: InfVSR) -> None:
