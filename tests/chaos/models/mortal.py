@@ -38,7 +38,7 @@ def _refill(cls: Any) -> Any:
     return refill
 
 
-class Mortal(StreamModel):
+class Mortal:
     """Goes before the class of a model."""
 
     folder: Path
@@ -46,14 +46,14 @@ class Mortal(StreamModel):
     def describe(self, params: Any) -> Description:
         if _is_called_by("prepare"):
             strike(self.folder, "prepare")
-        return super().describe(params)
+        return super().describe(params)  # type: ignore[misc]
 
     def open(self, params: Any, seed: int) -> Any:
-        return self._ours(super().open(params, seed))
+        return self._ours(super().open(params, seed))  # type: ignore[misc]
 
     def restore(self, params: Any, snapshot: Snapshot) -> Any:
         self.strike_at_restore()
-        return self._ours(super().restore(params, snapshot))
+        return self._ours(super().restore(params, snapshot))  # type: ignore[misc]
 
     def strike_at_restore(self) -> None:
         strike(self.folder, "restore")
