@@ -77,6 +77,40 @@ def trajectory_errors(estimate: Tensor, truth: Tensor) -> TrajectoryErrors:
     return TrajectoryErrors(_rms(ate), _rms(off[:, :3, 3].norm(dim=1)), _rms(_degrees(off[:, :3, :3])))
 
 
+@dataclass(frozen=True)
+class RelativeErrors:
+    """Mean errors of the motion over a gap, and those of the answer "no motion". rotation: degrees; translation: in
+    the truth's unit. A ratio near 1 says that nothing was learned, however good the ATE looks."""
+
+    rotation: float
+    rotation_still: float
+    translation: float
+    translation_still: float
+
+    @property
+    def rotation_ratio(self) -> float:
+        return self.rotation / max(self.rotation_still, 1e-9)
+
+    @property
+    def translation_ratio(self) -> float:
+        return self.translation / max(self.translation_still, 1e-9)
+
+
+def relative_errors(estimate: Tensor, truth: Tensor, gap: int, scale: float) -> RelativeErrors:
+    """Of camera-to-world poses [T, 4, 4], from each frame to that `gap` later. scale: of the estimate's translations,
+    one for the sequence, found elsewhere (of depth): so it holds for straight paths, which can't be aligned."""
+    truth, scaled = truth.double(), estimate.double().clone()
+    scaled[:, :3, 3] *= scale
+    true, found = (torch.linalg.inv(poses[:-gap]) @ poses[gap:] for poses in (truth, scaled))
+    off = torch.linalg.inv(true[:, :3, :3]) @ found[:, :3, :3]
+    return RelativeErrors(
+        rotation=float(_degrees(off).mean()),
+        rotation_still=float(_degrees(true[:, :3, :3]).mean()),
+        translation=float((found[:, :3, 3] - true[:, :3, 3]).norm(dim=1).mean()),
+        translation_still=float(true[:, :3, 3].norm(dim=1).mean()),
+    )
+
+
 def _degrees(rotation: Tensor) -> Tensor:
     """Angles of rotations [N, 3, 3], by sine and cosine: near 0 the arc cosine alone has no digits left."""
     m = rotation
