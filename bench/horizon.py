@@ -1,9 +1,10 @@
 """Does anything grow with the length of a stream? One session, 3,000 chunks, through the whole service.
 
-`python -m riverrun.bench.horizon [--quick] [--chunks N] [--model synthetic|longlive-world] [--json FILE] [--plot FILE]`
+`python -m riverrun.bench.horizon [--quick] [--chunks N] [--model NAME | --graph upscale] [--json FILE] [--plot FILE]`
 
 The service runs as its own process tree (`bench/service.py`); this process is its client over gRPC and changes the
-prompt every `--switch` chunks, so that the control log is part of what might grow. Every few chunks it notes the memory
+prompt every `--switch` chunks, so that the control log is part of what might grow; `upscale` is fed a real clip in a
+loop (carphone, made small), and told every `--switch` chunks that a scene begins. Every few chunks it notes the memory
 of each process of the tree and the number of keys in the store. Printed are, for each process, the median after the
 warm-up, the median at the end, and how far any window in between is from the first; the keys; the time of a chunk then
 and at the end. Last, in the stage actor, the State of chunk 450 is stepped beside the late one (`bench/twin.py`).
@@ -16,22 +17,28 @@ import json
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from riverrun.bench.growth import JUDGED_CHUNKS, Growth, Plan, Sample, growths
 from riverrun.bench.report import Cell, table, write_json
 from riverrun.bench.service import Service, serving
 from riverrun.bench.twin import TIMES
+from riverrun.client.errors import Error
 from riverrun.client.sync import Stream, connect
 from riverrun.configs import FOLDER
 
 CHUNKS, QUICK_CHUNKS = 3000, 150
+UPSCALED_CHUNKS = 1000
+"""Of 12 frames each: more than 10,000 frames."""
 LIMIT_PERCENT, LIMIT_RATIO = 2.0, 1.05
 PROMPTS = ("a small red ball on green grass at noon", "a large blue cube on yellow sand in the evening")
 MODELS = ("synthetic", "world-text", "longlive-world")
@@ -41,11 +48,41 @@ GRAPHS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"step_ms": 10.0, "state_bytes": 16 << 20, "chunk_frames": 12, "height": 96, "width": 96},
     ),
     "longlive-world": ("generate", {}),
+    "infvsr-world": ("upscale", {"height": 48, "width": 64, "find_scenes": False}),
 }
+FED = ("infvsr-world",)
+"""Models whose sessions are fed; they have no prompt."""
 
 
-def follow(stream: Stream, service: Service, plan: Plan) -> tuple[list[Sample], list[float]]:
-    """Takes the frames; samples and changes the prompt on the way. Also the milliseconds of each chunk."""
+def feed(stream: Stream, height: int, width: int) -> None:
+    """Sends a clip again and again, as fast as it is taken, until the stream ends. Raises `train.clips.Absent`."""
+    from riverrun.train.clips import clip
+
+    size = (width, height)
+    frames = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in clip("carphone")]
+
+    def run() -> None:
+        number = 0
+        try:
+            while True:
+                stream.send(frames[number % len(frames)], number / 25)
+                number += 1
+        except Error:
+            return  # it has ended
+
+    threading.Thread(target=run, name="feed", daemon=True).start()
+
+
+def steer(stream: Stream, turn: int, is_fed: bool) -> None:
+    """The `turn`-th change on the way."""
+    if is_fed:
+        stream.set({"new_scene": True})
+    else:
+        stream.prompt(PROMPTS[turn % len(PROMPTS)])
+
+
+def follow(stream: Stream, service: Service, plan: Plan, is_fed: bool = False) -> tuple[list[Sample], list[float]]:
+    """Takes the frames; samples and changes course on the way. Also the milliseconds of each chunk."""
     samples, took, chunk, began = list[Sample](), list[float](), -1, time.perf_counter()
     for frame in stream:
         if frame.chunk == chunk:
@@ -57,7 +94,7 @@ def follow(stream: Stream, service: Service, plan: Plan) -> tuple[list[Sample], 
             if chunk % plan.every == 0 or chunk == plan.chunks - 1:
                 samples.append(Sample(chunk, service.memory(), service.keys()))
         if chunk and chunk % plan.switch == 0:
-            stream.prompt(PROMPTS[chunk // plan.switch % len(PROMPTS)])
+            steer(stream, chunk // plan.switch, is_fed)
         if chunk == plan.chunks + plan.twin:  # one more, as that before may still be in the making
             break
         began = now
@@ -79,14 +116,18 @@ def twin_model(model: str, plan: Plan, folder: Path) -> Path:
 def measure(model: str, plan: Plan) -> dict[str, Any]:
     """Runs the service and one session; the figures that `show` prints and `--json` writes."""
     graph, params = GRAPHS[model]
+    is_fed = model in FED
+    begin = dict(params) if is_fed else {"prompt": PROMPTS[0], **params}
     with tempfile.TemporaryDirectory(prefix="riverrun-horizon-") as folder:
         models = [name for name in MODELS if name != model]
         models.append(str(twin_model(model, plan, Path(folder))))
         with serving(f"models=[{','.join(models)}]") as service, connect(service.address) as rr:
-            rr.models()  # waits for models that are loading: they are not what is measured
+            rr.models(start=[model])  # waits for models that are loading: they are not what is measured
             print(f"{plan.chunks} chunks of {graph!r} at {service.address} …", flush=True)
-            with rr.stream(graph, prompt=PROMPTS[0], seed=1, **params) as stream:
-                samples, took = follow(stream, service, plan)
+            with rr.stream(graph, seed=1, **begin) as stream:
+                if is_fed:
+                    feed(stream, params["height"], params["width"])
+                samples, took = follow(stream, service, plan, is_fed)
             names = service.names(rr.status())
         twin = json.loads(Path(folder, TIMES).read_text())
     return figures_of(growths(samples, names, plan), samples, took, twin, plan)
@@ -173,19 +214,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_CHUNKS} chunks: shows that it works, judges nothing"
     )
-    parser.add_argument("--chunks", type=int, help=f"length of the session (default {CHUNKS})")
-    parser.add_argument("--model", choices=sorted(GRAPHS), default="synthetic")
+    lengths = f"{CHUNKS}, of upscale {UPSCALED_CHUNKS}"
+    parser.add_argument("--chunks", type=int, help=f"length of the session (default {lengths})")
+    models = {graph: model for model, (graph, _) in GRAPHS.items()}
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", choices=sorted(GRAPHS), default="synthetic")
+    which.add_argument("--graph", choices=sorted(models), help="the same by the name of its graph")
     parser.add_argument("--switch", type=int, default=40, help="chunks between two prompts (default 40)")
     parser.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts there")
     parser.add_argument("--plot", metavar="FILE", help="draw memory and time there (needs the extra `viz`)")
     options = parser.parse_args(argv)
-    chunks = options.chunks or (QUICK_CHUNKS if options.quick else CHUNKS)
+    model = models[options.graph] if options.graph else options.model
+    chunks = options.chunks or (QUICK_CHUNKS if options.quick else UPSCALED_CHUNKS if model in FED else CHUNKS)
     if chunks < 20 or options.switch < 1:
         parser.error("at least 20 chunks, and --switch at least 1")
     plan = Plan.of(chunks, options.switch)
-    figures = measure(options.model, plan)
+    figures = measure(model, plan)
     print(show(figures, plan), flush=True)
-    settings = {"model": options.model, **asdict(plan)}
+    settings = {"model": model, **asdict(plan)}
     if options.json:
         write_json(options.json, "horizon", settings, figures)
     if options.plot:

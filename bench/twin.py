@@ -54,6 +54,17 @@ class Twin(StreamModel):
         if self._early is not None:
             self._inner.control(self._early, control)
 
+    def push(self, state: Any, chunk: Chunk) -> None:
+        self._inner.push(state, chunk)
+        if self._early is not None:
+            self._inner.push(self._early, chunk)
+
+    def ready(self, state: Any) -> bool:
+        return self._inner.ready(state)
+
+    def finish(self, state: Any) -> list[Chunk]:
+        return self._inner.finish(state)
+
     def step(self, states: Sequence[Any]) -> list[list[Chunk]]:
         if not self._compare_from <= self._steps < self._compare_from + self._chunks:
             made = self._inner.step(states)
@@ -62,11 +73,11 @@ class Twin(StreamModel):
         self._steps += 1
         if self._steps == self._keep_at:
             self._keep(states[0].snapshot())
+        if self._steps == self._compare_from:  # from here on it is given what the late one is
+            self._early = self._inner.restore(self._params, self._kept())
         return made
 
     def _step_both(self, states: Sequence[Any]) -> list[list[Chunk]]:
-        if self._early is None:
-            self._early = self._inner.restore(self._params, self._kept())
         turns = [("late", states), ("early", [self._early])]
         made = {}
         for name, pair in turns if self._steps % 2 else reversed(turns):
