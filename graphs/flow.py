@@ -220,8 +220,9 @@ class Flow:
 
     @property
     def is_parked(self) -> bool:
-        """Whether the session is further ahead of its controller than it may be."""
-        return self._parked_s() > 0
+        """Whether the session is further ahead of its controller than it may be; what it made beyond its last frame is
+        never played."""
+        return self._parked_s() > 0 and not self.has_all_frames
 
     @property
     def lead_s(self) -> float:

@@ -263,6 +263,23 @@ def test_input_under_way_when_the_last_frame_was_made_is_left_out(lab, run):
     run(body())
 
 
+def test_what_was_made_beyond_the_last_frame_parks_no_session(lab, run):
+    async def body():
+        stage = lab.FakeStage(size=4, inputs=("frames",), latency=64)  # goes on for four seconds of media
+        rig = await lab.Rig(UP, {"b": stage}, max_frames=4, lead_s=1.0).open()
+        reader = rig.controller(4)
+        for n in range(10):
+            data = lab.Ref(np.full((8, 2, 2, 3), n))
+            pushing = rig.runner.push("video", Chunk("video", data, n * 8 * lab.TICKS, lab.TICKS, 8))
+            with contextlib.suppress(SessionEnded):
+                await pushing
+        frames, others = await lab.rest(reader)
+        assert (len(frames), lab.ended(others).reason) == (4, "all 4 frames were made")
+        assert (await rig.runner.ended()).state is SessionState.CLOSED
+
+    run(body())
+
+
 def test_a_stage_that_takes_one_chunk_is_a_source_from_then_on(lab, run):
     class Seeded(lab.FakeStage):
         def _run(self, state, request):
