@@ -80,7 +80,7 @@ class LongLiveState(Snapshotting, Rewindable):
         tensors |= {f"cache/{name}": rows for name, rows in cache.items()}
         tensors |= {f"histories/{name}": tensor for name, tensor in histories.items()}
         counters = {name: getattr(self, name) for name in ("seed", "chunk", "frames", "revision")}
-        meta = {"version": SNAPSHOT_VERSION, "start": stream.start, "switched": stream.switched}
+        meta: dict[str, Any] = {"version": SNAPSHOT_VERSION, "start": stream.start, "switched": stream.switched}
         meta |= {"cache": cache_meta, "histories": history_meta, "counters": counters, "pending": pending}
         return meta, tensors
 
