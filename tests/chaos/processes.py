@@ -67,16 +67,25 @@ def reap() -> None:
             pass
 
 
+SLOWEST = 5.0
+
+
+def _load() -> float:
+    """Processes that want to run, for each core."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
 class Stopwatch:
     """Counts seconds as a machine with nothing else to do would: one that has three processes for each core gets a
-    third of a second done in one. So a deadline tells what hangs from what is only slow."""
+    third of a second done in one. So a deadline tells what hangs from what is only slow. More than `SLOWEST` times
+    slower it is not taken for."""
 
     def __init__(self) -> None:
         self._at, self._seconds = time.monotonic(), 0.0
 
     def read(self) -> float:
         now = time.monotonic()
-        self._seconds += (now - self._at) / max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        self._seconds += (now - self._at) / min(SLOWEST, max(1.0, _load()))
         self._at = now
         return self._seconds
 
