@@ -331,7 +331,8 @@ class StageWorker:
         """Steps while there is input left, then what the model gives at the end; once."""
         session, began, chunks = job.session, self._clock(), list[Chunk]()
         if not session.flushed:
-            while session.description.inputs and self.model.ready(session.state):
+            takes = any(not port.once for port in session.description.inputs)  # a source is ready for ever
+            while takes and self.model.ready(session.state):
                 chunks += self._call([session])[0]
             chunks += self.model.finish(session.state)
         session.flushed = True

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from riverrun.graphs.stage import (
     StepRequest,
     UnknownSession,
 )
-from riverrun.models.base import Chunk, Control, Unavailable
+from riverrun.models.base import Chunk, Control, Kind, Port, Unavailable
 from riverrun.models.synthetic import Synthetic, SyntheticState, colour, frame_number
 from riverrun.store.checkpoints import Engine
 
@@ -247,6 +248,19 @@ def test_inputs_are_validated_before_the_batch(stepper):
     (chunk,) = one.step("s", 1, inputs=(frames(good, 1, 1),)).chunks  # the refused push left nothing behind
     assert (chunk.data == 246).all()
     assert (chunk.seq, chunk.frame_ticks) == (0, 11250)
+
+
+def test_finish_of_what_takes_one_chunk_of_a_stream_makes_no_more(stepper):
+    class Seeded(Synthetic):
+        """A source that is given something at its beginning, as Ca2-VDM is its first frames."""
+
+        def describe(self, params):
+            return replace(super().describe(params), inputs=(Port("first", Kind.FRAMES, once=True),))
+
+    one = stepper(Seeded())
+    one.open("s")
+    assert len(one.step("s", 0).chunks) == 1
+    assert one.step("s", 1, finish=True).chunks == ()
 
 
 def test_finish_uses_up_the_input(stepper):
