@@ -1,0 +1,149 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from riverrun.bench import geometry_drift, geometry_paths, geometry_quality, geometry_speed, long3d
+from riverrun.bench.geometry_paths import PATHS, pieces, whole
+from riverrun.bench.geometry_watch import stream_of, watch
+from riverrun.models.base import BadRequest
+from riverrun.models.geometry.infinitevggt import InfiniteVGGT
+from riverrun.models.geometry.vggt import VGGT
+from riverrun.train.export import write
+from riverrun.train.geometry_start import TINY, initialise
+
+SMALL = dataclasses.replace(
+    TINY, image=56, depth=2, dino_depth=1, dpt_features=8, dpt_channels=(8, 8, 8, 8), dpt_layers=(0, 0, 1, 1)
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    network = VGGT(SMALL)
+    initialise(network)
+    write(network.state_dict(), dataclasses.asdict(SMALL), folder / "vggt")
+    assert json.loads((folder / "vggt.json").read_text())["image"] == 56
+    return InfiniteVGGT(str(folder / "vggt.safetensors"), weights_config=str(folder / "vggt.json"))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_may_be_entered_anywhere(path, monkeypatch):
+    monkeypatch.setattr(geometry_paths, "PIECE", 4)
+    through = whole(path, 3, 8, 32)
+    late = next(pieces(path, 3, 4, 32, first=4))
+    assert torch.equal(through.frames[4:], late.frames)
+    assert torch.equal(through.poses[4:], late.poses)
+    assert through.depth.isfinite().float().mean() > 0.3
+
+
+def test_the_path_that_revisits_comes_back_and_the_other_never_does():
+    back = next(pieces("revisits", 1, 1, 32, first=geometry_paths.ROUND))
+    assert torch.allclose(back.poses, whole("revisits", 1, 1, 32).poses, atol=1e-4)
+    assert next(pieces("walks on", 1, 1, 32, first=9000)).poses[0, 0, 3] > 500
+    assert next(pieces("walks on", 1, 1, 32, first=9000)).depth.isfinite().any()
+
+
+def test_the_truth_scores_perfectly_and_answers_without_a_network_do_not(model):
+    truth = whole("revisits", 0, 20, 56)
+    said = watch(model, [truth], stream_of(model, "sink_window", 4))
+    home = torch.linalg.inv(truth.poses[0])
+    true = torch.where(truth.depth.isfinite(), truth.depth, 0.0)
+    points = geometry_quality.moved(geometry_quality.unprojected(true), home @ truth.poses) / 3
+    perfect = dataclasses.replace(said, points=points)
+    found = geometry_quality.reconstruction(perfect, truth, scale=3.0)
+    assert found["accuracy"] < 0.05
+    assert found["completion"] < 0.05
+    assert found["accuracy_chance"] > 2 * found["accuracy"]
+
+
+def test_the_bare_floor_is_the_floor(model):
+    truth = whole("orbit left", 0, 1, 56)
+    plane = geometry_quality.floor_plane(56)
+    bottom = (plane[-4:] / truth.depth[0, -4:]).median()
+    assert bottom.item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("memory", ["diverse_keys", "sink_window"])
+def test_rows_stay_within_the_budget(model, memory):
+    stream = stream_of(model, memory, 9)
+    said = watch(model, pieces("walks on", 0, 24, 56), stream, every=8)
+    assert said.most <= 9 * SMALL.depth * SMALL.tokens(56, 56)
+    assert said.kept.tolist() == [0, 8, 16]
+    assert said.poses.shape == (24, 4, 4)
+
+
+def test_drift_marks_every_policy(model, monkeypatch):
+    monkeypatch.setattr(geometry_drift, "mean_map", lambda side: torch.ones(56, 56))
+    monkeypatch.setattr(geometry_drift, "LATE", 20)
+    rows = geometry_drift.drift(model, (20, 40))
+    assert {(row["path"], row["policy"], row["frames"]) for row in rows} == {
+        (path, policy, mark) for path in geometry_drift.DRIFT_PATHS for policy in geometry_drift.POLICIES
+        for mark in (20, 40)
+    }  # fmt: skip
+    assert all(np.isfinite(row["abs_rel"]) for row in rows)
+
+
+def test_concatenated_caches_say_the_same(model):
+    (row,) = geometry_speed.speeds(model, (9,), 3)
+    assert row["difference"] < 1e-5
+    assert row["ours"] > 0
+
+
+def scene(folder, kind):
+    (folder / "image").mkdir()
+    for n in (2, 1):
+        Image.new("RGB", (8, 6), (n, 0, 0)).save(folder / "image" / f"{n:04d}.png")
+    points = np.array([[1.0, 2, 3], [4, 5, 6], [np.nan, 0, 0]], np.float32)
+    header = (
+        "# .PCD v0.7\nVERSION 0.7\nFIELDS x y z rgb\nSIZE 4 4 4 4\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 3\nHEIGHT 1\n"
+    )
+    header += f"VIEWPOINT 0 0 0 1 0 0 0\nPOINTS 3\nDATA {kind}\n"
+    if kind == "ascii":
+        body = "\n".join(f"{x} {y} {z} 7" for x, y, z in points).encode()
+    else:
+        table = np.zeros(3, np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")]))
+        for i, name in enumerate("xyz"):
+            table[name] = points[:, i]
+        body = table.tobytes()
+    (folder / "dense_cloud_map.pcd").write_bytes(header.encode() + body)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ascii", "binary"])
+def test_long3d_folder(tmp_path, kind):
+    found = long3d.long3d_scene(scene(tmp_path, kind))
+    assert found.cloud.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert [int(frame[0, 0, 0]) for frame in found.frames()] == [1, 2]
+    np.savetxt(tmp_path / "camera_from_lidar.txt", [[1, 0, 0, 10], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert long3d.long3d_scene(tmp_path).cloud[0].tolist() == [11, 2, 3]
+
+
+def cloud(change):
+    """Spoils the cloud's file by `change` of its bytes."""
+
+    def spoil(folder):
+        path = folder / "dense_cloud_map.pcd"
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "dense_cloud_map.pcd").unlink(), "no dense_cloud_map.pcd"),
+        (lambda f: [p.unlink() for p in (f / "image").iterdir()], "no PNG or JPEG"),
+        (cloud(lambda data: b"ply\n"), "no PCD header"),
+        (cloud(lambda data: data[:-5]), "ends early"),
+        (cloud(lambda data: data.replace(b"DATA binary", b"DATA binary_compressed")), "compressed"),
+    ],
+)
+def test_a_spoilt_long3d_folder_is_told(tmp_path, spoil, message):
+    spoil(scene(tmp_path, "binary"))
+    with pytest.raises(BadRequest, match=message):
+        long3d.long3d_scene(tmp_path)
