@@ -167,7 +167,7 @@ class Viewer:
             if revision >= least:
                 gateway.start(self._sent(runner, control))
         if self.wants_end:
-            gateway.start(_quietly(runner.finish()))
+            gateway.start(_finished(runner))
 
     async def _sent(self, runner: Any, control: Control) -> None:
         stage = "" if control.kind == "pause" or self.broad else "a"
@@ -190,9 +190,9 @@ class Viewer:
             demand(case.made(chunks * case.chunk) == count, f"{count} frames: no flush leaves so many")
 
 
-async def _quietly(work: Any) -> None:
+async def _finished(runner: Any) -> None:
     with contextlib.suppress(BadRequest):
-        await work
+        await runner.finish()
 
 
 def _same(pixels: np.ndarray) -> np.ndarray:
