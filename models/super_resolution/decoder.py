@@ -20,6 +20,9 @@ from riverrun.kernels.histories import Histories, assign_paths
 
 SLOPE = 0.1
 """Of every leaky ReLU here."""
+CORE = 1 / 127.5
+"""What is added is damped below about one 8-bit level: there it follows the rounding of the frames that came in, and
+would flicker. Not while training, where it would keep a first small output from growing."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,18 @@ class ConditionalDecoder(nn.Module):
         histories None: a whole clip, nothing is kept. Raises ValueError for shapes that don't belong together.
         """
         self._check(latents, frames)
-        return enlarged(frames.float(), self.config.scale) + self.detail(latents, frames, histories).float()
+        return enlarged(frames.float(), self.config.scale) + self.detail(latents, frames, histories)
 
     def detail(self, latents: Tensor, frames: Tensor, histories: Histories | None) -> Tensor:
-        """What is added to the enlarged frames."""
+        """What is added to the enlarged frames: float32."""
         b, t = frames.shape[:2]
         frames = frames.to(self.head.weight.dtype)
         x = self._join(self._features(frames.flatten(0, 1)), self._guide(latents, frames))
         x = x.unflatten(0, (b, t))  # (B, T, C, H, W)
         for block in self.memory:
             x = block(x, histories)
-        return F.pixel_shuffle(self.head(leaky(x.flatten(0, 1))), self.config.scale).unflatten(0, (b, t))
+        detail = F.pixel_shuffle(self.head(leaky(x.flatten(0, 1))), self.config.scale).unflatten(0, (b, t)).float()
+        return detail if self.training else detail * (detail.square() / (detail.square() + CORE**2))
 
     def history_bytes(self, height: int, width: int, itemsize: int) -> int:
         """What one stream of frames of height x width keeps between calls."""

@@ -104,6 +104,20 @@ def test_the_decoder_chunk_by_chunk_is_the_whole_clip():
             decoder(z, x[:, :20])
 
 
+def test_what_is_smaller_than_a_level_is_hardly_added():
+    torch.manual_seed(0)
+    decoder = ConditionalDecoder(SMALL.decoder)
+    z, x = torch.randn(1, 1, 4, 4, 4), torch.rand(1, 1, 3, 8, 8)
+    with torch.no_grad():
+        plain, cored = decoder.train().detail(z, x, None), decoder.eval().detail(z, x, None)
+    level = 1 / 127.5
+    small, large = plain.abs() < level / 2, plain.abs() > 10 * level
+    assert small.any()
+    assert large.any()
+    assert (cored[small].abs() < plain[small].abs() / 4).all()
+    torch.testing.assert_close(cored[large], plain[large], rtol=0.011, atol=0)
+
+
 def test_a_scale_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="scale must divide 8, got 3"):
         DecoderConfig(scale=3)
@@ -118,7 +132,7 @@ def test_a_scale_that_does_not_fit_is_refused():
 def test_the_stage_is_what_was_trained(shipped):
     """Cache, histories and chunks against one pass over the whole clip."""
     (source,) = world(33)
-    model = TinyVSR(Sizes())
+    model = TinyVSR(Sizes()).eval()
     for part, module in (("dit", shipped.model), ("guidance", shipped.guidance), ("decoder", shipped.decoder)):
         getattr(model, part).load_state_dict(module.state_dict())
     model.vae.load_state_dict(shipped.vae.state_dict(), strict=False)
