@@ -84,11 +84,17 @@ class Gateway:
         await self._say(NOT_SERVING)
         await self._streams.go_away(drain_s, reason)
         await self._streams.emptied(drain_s)
-        await self._jobs.close(reason)
+        if not (self._host.vault and self._host.hands_over):
+            await self._jobs.close(reason)
         await self._host.close_all(reason)
+        await self._jobs.left()
         await self._streams.emptied(STOP_S)
         await self._server.stop(STOP_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def look_after_jobs(self) -> None:
+        """Goes on with those whose gateways have died, for ever."""
+        await self._jobs.look()
 
     def meet(self, addresses: Iterable[str]) -> None:
         """Clients are told of these gateways besides this one."""

@@ -72,13 +72,14 @@ class SessionWish:
 class Hosted:
     """A session that runs here.
 
-    token: its resume token. opened: set when its opening is over, well or not. inputs: frames taken in, by graph input;
-    input_pts: media time of the last one. feeding: held while one is, since an old connection may still be at it when
-    its client has come back on a new one.
+    token: its resume token; not known of one that a job goes on with. job: the one it is rendered for. opened: set when
+    its opening is over, well or not. inputs: frames taken in, by graph input; input_pts: media time of the last one.
+    feeding: held while one is, since an old connection may still be at it when its client has come back on a new one.
     """
 
     runner: Runner
     token: str = field(repr=False)
+    job: str = ""
     feeding: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     inputs: dict[str, int] = field(default_factory=dict)
@@ -157,12 +158,13 @@ class SessionHost:
         config = runner_config(self.config)
         return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable, script)
 
-    async def reach(self, session: str, token: str, received: Mapping[str, int] | None = None) -> Hosted:
+    async def reach(self, session: str, token: str | None, received: Mapping[str, int] | None = None) -> Hosted:
         """The session, running here: taken up first if need be, because it was suspended, or its gateway has died or is
         to lose it.
 
-        received: by graph output, frames that the client says it has. Raises NotFound, Denied (not its token),
-        SessionEnded, Unavailable (no room, or this service keeps no checkpoints), Conflict (another was quicker).
+        token: None for who needs none, as a job. received: by graph output, frames that the client says it has. Raises
+        NotFound, Denied (not its token), SessionEnded, Unavailable (no room, or this service keeps no checkpoints),
+        Conflict (another was quicker).
         """
         async with self._adopting.setdefault(session, asyncio.Lock()):
             hosted = self._hosted.get(session)
@@ -188,13 +190,13 @@ class SessionHost:
                 return True
         return False
 
-    async def _adopt(self, session: str, token: str, received: Mapping[str, int]) -> Hosted:
+    async def _adopt(self, session: str, token: str | None, received: Mapping[str, int]) -> Hosted:
         self._check_open()
         await self.grants.check()
         taken = await self._take(session, token)
         graph = self.directory.graph(taken.graph)
         encoders = await self.directory.encoders(graph)
-        hosted = Hosted(self._runner(replace(taken, gateway=self.name), graph, {}, encoders), token)
+        hosted = Hosted(self._runner(replace(taken, gateway=self.name), graph, {}, encoders), token or "")
         self._hosted[session] = hosted
         try:
             await hosted.runner.resume(received)
@@ -209,13 +211,14 @@ class SessionHost:
         self._watch(session, hosted)
         return hosted
 
-    async def _take(self, session: str, token: str) -> SessionRecord:
+    async def _take(self, session: str, token: str | None) -> SessionRecord:
         """Puts this gateway in charge. Raises as `reach`."""
         if self.vault is None:
             raise Unavailable(f"session {session} does not run here, and this service keeps no checkpoints")
         for attempt in range(TAKE_TRIES):
             record = await self.record(session)
-            check_token(record, token)
+            if token is not None:
+                check_token(record, token)
             if record.state.ended:
                 raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
             epoch = max(record.epoch, await self.vault.max_epoch(session)) + 1
@@ -230,7 +233,10 @@ class SessionHost:
         """Puts a session away. One that is away already is no error. Raises as `live`, Unavailable (not saved)."""
         if session not in self._hosted and (await self.record(session)).state is SessionState.SUSPENDED:
             return
-        await (await self.live(session)).runner.suspend(reason)
+        hosted = await self.live(session)
+        if hosted.job:
+            raise BadRequest(f"session {session} is rendered for job {hosted.job}, which would wait: cancel the job")
+        await hosted.runner.suspend(reason)
 
     async def migrate(self, session: str, stage: str, actor: str) -> None:
         """Moves stages of a session: the one named, or all; to `actor`, or wherever there is room. Raises as `live`."""

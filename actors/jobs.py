@@ -1,97 +1,39 @@
-"""Jobs: sessions that are rendered to files with no client attached. Kept in memory: they end with their gateway."""
+"""Jobs: sessions that are rendered to files with no client attached, and that outlive their gateway.
+
+A job's record is in the store. Where the heartbeat of its gateway lapses, another gateway claims it (`round`), takes
+its session over, and writes on after the frames that are on disk.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from riverrun.actors.errors import NotFound
-from riverrun.actors.host import MAX_CLIENT_ID, Hosted, SessionHost, SessionWish
-from riverrun.actors.principal import ANYBODY, Principal
-from riverrun.actors.quota import Pace
+from riverrun.actors.host import SessionHost
+from riverrun.actors.job import Job, JobSpec, JobState
+from riverrun.actors.principal import Principal
+from riverrun.actors.rendering import Left, Rendering
 from riverrun.actors.sessions import NoRoom
-from riverrun.actors.sinks import FileSink, Writer, sink_path, writer_for
-from riverrun.graphs.controls import PAUSE
-from riverrun.graphs.items import Event, Frame
-from riverrun.graphs.script import TimedControl
-from riverrun.graphs.sink import drain
-from riverrun.graphs.waiting import Signal
-from riverrun.models.base import BadRequest, Corrupt, Unavailable
-from riverrun.store.records import SessionState
+from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
+from riverrun.store.jobs import JobRecord
+from riverrun.store.records import Conflict
 
 log = logging.getLogger(__name__)
 KEPT = 256
-"""Jobs that have ended and can still be asked for."""
+"""Jobs that have ended here and can still be asked for without the store."""
 
+LOOK_S = 2.0
+"""Between two looks at what jobs there are, and two notes of how far one has come."""
 
-class JobState(StrEnum):
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """What is to be rendered. frames: of the graph's first output. sinks: URI by output port. tenant: whose it is."""
-
-    graph: str
-    params: Mapping[str, Any]
-    seed: int
-    client_id: str
-    frames: int
-    controls: tuple[TimedControl, ...]
-    sinks: Mapping[str, str]
-    tenant: str = ""
-
-    def check(self, max_frames: int, jobs_dir: str = "") -> None:
-        """Raises BadRequest for what can be seen without opening anything."""
-        if not 0 < self.frames <= max_frames:
-            raise BadRequest(f"frames must be 1..{max_frames}, got {self.frames}")
-        if not self.sinks:
-            raise BadRequest("sinks is empty: say where at least one output port goes")
-        for uri in self.sinks.values():
-            sink_path(uri, jobs_dir)
-        if len(self.client_id) > MAX_CLIENT_ID:
-            raise BadRequest(f"client_id has {len(self.client_id)} characters, at most {MAX_CLIENT_ID}")
-        revisions = [timed.control.revision for timed in self.controls]
-        if revisions != sorted(set(revisions)):
-            raise BadRequest(f"revisions of a job's controls must rise, got {revisions}")
-        if any(timed.control.kind == PAUSE for timed in self.controls):
-            raise BadRequest("a job has nobody to go on for: it takes no pause")
-
-
-@dataclass
-class Job:
-    """One job. changed: wakes those who watch it."""
-
-    id: str
-    spec: JobSpec
-    created: float
-    state: JobState = JobState.RUNNING
-    reason: str = ""
-    session: str = ""
-    frames_done: int = 0
-    changed: Signal = field(default_factory=Signal)
-    task: asyncio.Task[None] | None = None
-
-    def end(self, state: JobState, reason: str = "") -> None:
-        if self.state is JobState.RUNNING:
-            self.state, self.reason = state, reason
-            self.changed.notify()
-
-    def over(self, task: asyncio.Task[None]) -> None:
-        """Lets go of its task: a cancelled one would hold on to the whole session for as long as the job is kept."""
-        if self.state is not JobState.RUNNING:
-            self.task = None
+LINK_S = 10.0
+"""A gateway calls another one dead only when it has reached the store itself for so long, as heartbeats last."""
 
 
 class JobDesk:
@@ -100,6 +42,9 @@ class JobDesk:
     def __init__(self, host: SessionHost, pool: Executor) -> None:
         self._host, self._pool = host, pool
         self._jobs: dict[str, Job] = {}
+        self._linked_since: float | None = None
+
+    # ---- what clients ask for ----
 
     async def submit(self, spec: JobSpec) -> Job:
         """Opens the job's session and lets it run. A repeat with a client_id returns that job.
@@ -109,9 +54,8 @@ class JobDesk:
         for job in self._jobs.values():
             if spec.client_id and (job.spec.tenant, job.spec.client_id) == (spec.tenant, spec.client_id):
                 return job
-        config = self._host.config
-        limits = config.limits
-        if sum(job.state is JobState.RUNNING for job in self._jobs.values()) >= limits.jobs:
+        limits = self._host.config.limits
+        if self._running >= limits.jobs:
             raise NoRoom(f"{limits.jobs} jobs are running, the limit; one must end first")
         spec.check(limits.job_frames, self._folder(spec))
         graph = self._host.directory.graph(spec.graph)
@@ -121,58 +65,82 @@ class JobDesk:
         for timed in spec.controls:
             if timed.stage:
                 graph.stage(timed.stage)
-        job = Job(uuid.uuid4().hex, spec, self._host.clock.now())
+        job = Job.new(uuid.uuid4().hex, spec, self._host.name, self._host.clock.now())
         self._keep(job)
         try:
-            hosted = await self._open(job)
+            stored = await self._host.store.jobs.create(job.record)
+            if stored.id != job.id:
+                del self._jobs[job.id]
+                return self._jobs.get(stored.id) or Job.of(stored)
+            rendering = self._rendering(job)
+            await rendering.begin()
         except BaseException:
-            del self._jobs[job.id]
+            if self._jobs.pop(job.id, None):
+                await self._forget(job)
             raise
-        job.task = asyncio.create_task(self._run(job, *hosted), name=f"job {job.id}")
-        job.task.add_done_callback(job.over)
+        self._start(job, self._run(job, rendering))
         return job
 
-    def get(self, job: str, who: Principal) -> Job:
+    async def get(self, job: str, who: Principal) -> Job:
         """Raises NotFound, also for a job that `who` is not to see."""
-        if job not in self._jobs or not who.sees(self._jobs[job].spec.tenant):
+        found = self._jobs.get(job)
+        if found is None and (record := await self._host.store.jobs.get(job)):
+            found = Job.of(record)
+        if found is None or not who.sees(found.spec.tenant):
             raise NotFound(f"there is no job {job!r}; it may have ended and been forgotten")
-        return self._jobs[job]
+        return found
 
-    def all(self, who: Principal) -> list[Job]:
-        """Those that `who` may see, newest first."""
-        return [job for job in self._jobs.values() if who.sees(job.spec.tenant)][::-1]
+    async def all(self, who: Principal) -> list[Job]:
+        """Those that `who` may see, newest first; while the store is away, of those here."""
+        here = {job.id: job for job in self._jobs.values() if who.sees(job.spec.tenant)}
+        try:
+            elsewhere = [record for record in await self._host.store.jobs.all(who.scope) if record.id not in here]
+        except Unavailable as error:
+            log.warning("only the jobs of this gateway are listed: %s", error)
+            elsewhere = []
+        return sorted((*here.values(), *map(Job.of, elsewhere)), key=lambda job: job.created, reverse=True)
 
     async def cancel(self, job: str, who: Principal, reason: str = "cancelled") -> Job:
         """Stops a job and removes its unfinished file; one that has ended is left as it is."""
-        found = self.get(job, who)
-        if found.state is JobState.RUNNING:
-            found.end(JobState.CANCELLED, reason)
-            if found.task:  # else it is opening still, and stops when that is over
-                found.task.cancel()
-                await asyncio.wait({found.task})
+        found = await self.get(job, who)
+        if found.id in self._jobs:
+            await self._cancel(found, reason)
+            return found
+        while found.state is JobState.RUNNING:
+            if not found.record.cancel:
+                try:
+                    await self._host.store.jobs.update(replace(found.record, cancel=reason))
+                except Conflict:
+                    found = await self.get(job, who)
+                    continue
+            await self._host.clock.sleep(LOOK_S / 4)
+            found = await self.get(job, who)
         return found
 
     async def watch(self, job: str, who: Principal) -> AsyncIterator[Job]:
         """The job now, and after each change until it has ended."""
-        found = self.get(job, who)
         seen: tuple[JobState, int] | None = None
-
-        def news() -> tuple[JobState, int] | None:
-            now = (found.state, found.frames_done)
-            return now if now != seen else None
-
         while seen is None or seen[0] is JobState.RUNNING:
-            seen = await found.changed.until(news)
-            yield found
+            found = await self.get(job, who)
+            now = (found.state, found.frames_done)
+            if now != seen:
+                seen = now
+                yield found
+            elif found.id in self._jobs:
+                await found.changed.until(lambda: found.is_lost or (found.state, found.frames_done) != seen)  # noqa: B023
+            else:
+                await self._host.clock.sleep(LOOK_S / 4)
+
+    # ---- its own jobs ----
 
     async def close(self, reason: str) -> None:
         """Ends every job."""
-        await asyncio.gather(*(self.cancel(job.id, ANYBODY, reason) for job in self.all(ANYBODY)))
+        await asyncio.gather(*(self._cancel(job, reason) for job in list(self._jobs.values())))
 
-    def _folder(self, spec: JobSpec) -> str:
-        """Where a job may write, "" for anywhere: a tenant only into its own folder."""
-        root = self._host.config.jobs_dir
-        return str(Path(root) / spec.tenant) if root and spec.tenant else root
+    async def left(self) -> None:
+        """Returns when every job has noticed that this gateway leaves."""
+        if tasks := [job.task for job in self._jobs.values() if job.task]:
+            await asyncio.wait(tasks)
 
     def check(self) -> None:
         """Raises Corrupt if a job counts as running that nobody runs, or more ended ones are kept than may be."""
@@ -182,51 +150,103 @@ class JobDesk:
         if left or ended > KEPT + self._host.config.limits.jobs:
             raise Corrupt(f"{ended} ended jobs are kept, and nobody runs {left}")
 
-    async def _open(self, job: Job) -> tuple[Hosted, dict[str, Writer]]:
-        spec = job.spec
-        wish = SessionWish(spec.graph, spec.params, spec.seed, max_frames=spec.frames, lead_s=0.0, tenant=spec.tenant)
-        hosted = await self._host.create(wish, spec.controls)
-        job.session = hosted.runner.record.id
-        writers: dict[str, Writer] = {}
-        try:
-            for output in hosted.runner.status().outputs:
-                if output.port in spec.sinks:
-                    where = (output.fps, output.frame_shape, self._folder(spec))
-                    writers[output.port] = writer_for(spec.sinks[output.port], *where)
-        except BaseException:
-            for writer in writers.values():
-                writer.close(whole=False)
-            await hosted.runner.close("its job can't be done")
-            raise
-        return hosted, writers
+    @property
+    def _running(self) -> int:
+        return sum(job.state is JobState.RUNNING for job in self._jobs.values())
 
-    async def _run(self, job: Job, hosted: Hosted, writers: dict[str, Writer]) -> None:
-        sink = _Counting(FileSink(writers, self._pool), job, self._host.quotas.pace(job.spec.tenant))
+    def _folder(self, spec: JobSpec) -> str:
+        """Where a job may write, "" for anywhere: a tenant only into its own folder."""
+        root = self._host.config.jobs_dir
+        return str(Path(root) / spec.tenant) if root and spec.tenant else root
+
+    def _rendering(self, job: Job) -> Rendering:
+        return Rendering(job, self._host, self._pool, self._folder(job.spec), lambda: self._owns(job))
+
+    def _start(self, job: Job, work: Any) -> None:
+        job.task = asyncio.create_task(work, name=f"job {job.id}")
+        job.task.add_done_callback(job.over)
+
+    async def _run(self, job: Job, rendering: Rendering) -> None:
+        """Renders, to whichever end. A cancelled job has its state already."""
+        reporting = asyncio.create_task(self._report(job))
         failure = "stopped"
         try:
+            await self._note(job)
             if job.state is JobState.RUNNING:
-                failure = await self._render(job, hosted, sink)
+                failure = await rendering.run()
+        except Left:
+            job.is_lost = True
         except Exception as error:  # noqa: BLE001 - a full disk, a codec: nobody but the job can tell
-            failure = f"{type(error).__name__}: {error}"
+            failure = one_line(f"{type(error).__name__}: {error}")
         finally:
-            await self._leave(hosted, f"job {job.id} is over")
-            failure = await sink.close(failure)
-        job.end(JobState.FAILED if failure else JobState.SUCCEEDED, failure)
+            reporting.cancel()
+            await self._end(job, rendering, failure)
 
-    async def _leave(self, hosted: Hosted, reason: str) -> None:
-        """Its session ends with the job, also one that was put away: nobody would ever come back for it."""
-        await hosted.runner.close(reason)
-        if hosted.runner.state is SessionState.SUSPENDED:
-            with contextlib.suppress(NotFound, Unavailable):  # the store is away: it expires there
-                await self._host.close(hosted.runner.record.id, reason)
+    async def _end(self, job: Job, rendering: Rendering, failure: str) -> None:
+        try:
+            if not job.is_lost:
+                failure = await rendering.close(failure)
+                job.end(JobState.FAILED if failure else JobState.SUCCEEDED, failure)
+                await self._note(job)
+        except Left:
+            job.is_lost = True
+        if job.is_lost:
+            await rendering.leave()
+            await self._let_go(job)
 
-    async def _render(self, job: Job, hosted: Hosted, sink: _Counting) -> str:
-        """Why not all frames were written; "" if they were."""
-        end: Event = await drain(hosted.runner, sink, tuple(job.spec.sinks))
-        record = await hosted.runner.ended()
-        first = next(iter(record.ports))
-        made = sink.frames.get(first, record.ports[first].emitted)
-        return "" if not end.failed and made >= job.spec.frames else end.reason
+    async def _let_go(self, job: Job) -> None:
+        """Others may go on with it at once, if it is still this gateway's."""
+        self._jobs.pop(job.id, None)
+        job.changed.notify()
+        if await self._owns(job):
+            await self._note(job, gateway="")
+
+    async def _cancel(self, job: Job, reason: str) -> None:
+        if job.state is JobState.RUNNING:
+            job.end(JobState.CANCELLED, reason)
+            if job.task:  # else it is opening still, and stops when that is over
+                job.task.cancel()
+                await asyncio.wait({job.task})
+
+    async def _report(self, job: Job) -> None:
+        """Writes how far it has come, and stops it where another gateway was told to."""
+        while True:
+            await self._host.clock.sleep(LOOK_S)
+            await self._note(job)
+            if job.record.cancel and job.state is JobState.RUNNING:
+                job.end(JobState.CANCELLED, job.record.cancel)
+                if job.task:
+                    job.task.cancel()
+
+    async def _note(self, job: Job, **changes: Any) -> None:
+        """Writes its record, softly: a job goes on when the store is away."""
+        jobs = self._host.store.jobs
+        try:
+            try:
+                job.record = await jobs.update(job.noted(**changes))
+            except Conflict:
+                stored = await jobs.get(job.id)
+                if stored is None:
+                    job.record = await jobs.create(job.noted(**changes, version=1))
+                elif stored.gateway == self._host.name and not stored.has_ended:
+                    job.record = replace(job.record, version=stored.version, cancel=stored.cancel)
+                    job.record = await jobs.update(job.noted(**changes))
+        except Unavailable as error:
+            log.warning("job %s: not noted: %s", job.id, error)
+
+    async def _owns(self, job: Job) -> bool:
+        """Whether no other gateway goes on with it; not known: it may be so."""
+        try:
+            stored = await self._host.store.jobs.get(job.id)
+        except Unavailable:
+            return False
+        return stored is None or stored.gateway == self._host.name
+
+    async def _forget(self, job: Job) -> None:
+        try:
+            await self._host.store.jobs.delete(job.record)
+        except Unavailable as error:
+            log.warning("job %s, which could not begin, is left in the store: %s", job.id, error)
 
     def _keep(self, job: Job) -> None:
         self._jobs[job.id] = job
@@ -234,28 +254,50 @@ class JobDesk:
         for old in ended[: max(0, len(ended) - KEPT)]:
             del self._jobs[old.id]
 
+    # ---- those of gateways that have died ----
 
-class _Counting:
-    """Counts the frames of the slowest port into the job, which goes at its tenant's pace."""
+    async def look(self) -> None:
+        """Goes on with what others have left, for ever."""
+        while True:
+            await self._host.clock.sleep(LOOK_S)
+            try:
+                await self.round()
+            except (Unavailable, Corrupt) as error:
+                self._linked_since = None
+                log.info("jobs are not looked after: %s", error)
 
-    def __init__(self, inner: FileSink, job: Job, pace: Pace) -> None:
-        self._inner, self._job, self._pace = inner, job, pace
+    async def round(self) -> None:
+        """Claims what nobody renders. Raises Unavailable."""
+        now, alive = self._host.clock.now(), await self._host.store.gateways()
+        self._linked_since = now if self._linked_since is None else self._linked_since
+        for record in await self._host.store.jobs.running():
+            if record.id in self._jobs or self._host.closing or self._running >= self._host.config.limits.jobs:
+                continue
+            if record.gateway in alive and record.gateway != self._host.name:
+                continue
+            if record.gateway and now - self._linked_since < LINK_S:
+                continue
+            await self._claim(record)
 
-    @property
-    def frames(self) -> dict[str, int]:
-        """Written so far, by port."""
-        return self._inner.frames
-
-    async def write(self, frame: Frame) -> None:
-        await self._pace.take()
-        await self._inner.write(frame)
-        self._job.frames_done = min(self.frames.values())
-        self._job.changed.notify()
-
-    async def close(self, failure: str) -> str:
-        """Keeps the files if nothing failed; what failed, closing them included."""
+    async def _claim(self, record: JobRecord) -> None:
         try:
-            await self._inner.close(whole=not failure)
-        except Exception as error:  # noqa: BLE001 - as in `_run`
-            return failure or f"{type(error).__name__}: {error}"
-        return failure
+            taken = await self._host.store.jobs.update(replace(record, gateway=self._host.name))
+        except Conflict:
+            return  # another was quicker
+        log.warning("job %s goes on here; it was of gateway %s", record.id, record.gateway or "none")
+        job = Job.of(taken)
+        self._keep(job)
+        self._start(job, self._go_on(job))
+
+    async def _go_on(self, job: Job) -> None:
+        rendering, failure = self._rendering(job), "stopped"
+        try:
+            if job.record.cancel:
+                job.end(JobState.CANCELLED, job.record.cancel)
+            await rendering.go_on()
+            return await self._run(job, rendering)
+        except Left:
+            job.is_lost = True
+        except (BadRequest, Unavailable, Corrupt) as error:
+            failure = one_line(str(error))
+        await self._end(job, rendering, failure)

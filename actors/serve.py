@@ -139,7 +139,8 @@ class Service:
         stack.push_async_callback(self._leave, gateway)
         self.address = gateway.address
         reaper = Reaper(host, vault, config.checkpoints)
-        for work in (self._beat(store, name, gateway, host.grants), _leave_cordoned(host), reaper.run()):
+        loops = (self._beat(store, name, gateway, host.grants), _leave_cordoned(host), reaper.run())
+        for work in (*loops, gateway.look_after_jobs()):
             stack.callback(asyncio.create_task(work).cancel)
 
     async def _beat(self, store: SessionStore, name: str, gateway: Gateway, grants: Grants) -> None:

@@ -12,7 +12,8 @@ from riverrun.actors.auth import caller, check_role
 from riverrun.actors.directory import Directory
 from riverrun.actors.errors import mapped, unary
 from riverrun.actors.host import SessionHost, SessionWish
-from riverrun.actors.jobs import Job, JobDesk, JobSpec
+from riverrun.actors.job import Job, JobSpec
+from riverrun.actors.jobs import JobDesk
 from riverrun.actors.principal import Role
 from riverrun.actors.requests import control_of, reason_of, seconds_of, traceparent, values_of
 from riverrun.graphs.script import TimedControl
@@ -125,11 +126,11 @@ class Jobs(rpc.JobsServicer):
 
     @unary
     async def Get(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
-        return _job(self._desk.get(request.job_id, caller()))
+        return _job(await self._desk.get(request.job_id, caller()))
 
     @unary
     async def List(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        return pb.ListJobsResponse(jobs=[_job(job) for job in self._desk.all(caller())])
+        return pb.ListJobsResponse(jobs=[_job(job) for job in await self._desk.all(caller())])
 
     @unary
     async def Cancel(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:

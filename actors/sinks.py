@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlparse
 
-import av
 import numpy as np
 from PIL import Image
 
+from riverrun.actors.mp4_file import Mp4File
 from riverrun.graphs.items import Frame
 from riverrun.models.base import BadRequest
 
+NOTED = 16
+"""Pictures between two notes of how many there are: what made them keeps as many."""
+
 
 class Writer(Protocol):
-    """One port's file or folder. Called from one thread at a time."""
+    """One port's file or folder. Called from one thread at a time. durable: frames that are on disk, whatever happens;
+    a writer of the same key begins after them."""
+
+    durable: int
 
     def add(self, number: int, pixels: np.ndarray) -> None:
         """The next frame, uint8 [H, W, 3]."""
@@ -28,16 +35,23 @@ class Writer(Protocol):
     def close(self, whole: bool) -> None:
         """Done; with `whole` the result is put where it was asked for, else what is unfinished is removed."""
 
+    def leave(self) -> None:
+        """Done here; another writer goes on."""
 
-def writer_for(uri: str, fps: float, shape: tuple[int, int] | None, jobs_dir: str = "") -> Writer:
-    """A writer of frames of (H, W). Raises BadRequest for a URI it can't write to or frames it can't hold."""
+
+def writer_for(uri: str, fps: float, shape: tuple[int, int] | None, jobs_dir: str = "", key: str = "") -> Writer:
+    """A writer of frames of (H, W). key: of the job, under which another goes on with what is there; "": nobody will.
+
+    Raises BadRequest for a URI it can't write to or frames it can't hold.
+    """
+    key = key or os.urandom(6).hex()
     path, is_folder = sink_path(uri, jobs_dir)
     if shape is None:
         raise BadRequest(f"sink {uri}: only ports that carry frames can be written to files")
     if not is_folder and (shape[0] % 2 or shape[1] % 2):
         raise BadRequest(f"sink {uri}: H.264 needs even height and width, got {shape[0]} x {shape[1]}; use a folder")
     try:
-        return PngFolder(path) if is_folder else Mp4File(path, fps, shape)
+        return PngFolder(path, key) if is_folder else Mp4File(path, fps, shape, key)
     except OSError as error:
         raise BadRequest(f"sink {uri}: {error.strerror or error}") from error
 
@@ -74,63 +88,84 @@ def _below(jobs_dir: str, path: Path, is_folder: bool, uri: str) -> Path:
     return real
 
 
-class Mp4File:
-    """H.264, yuv420p. Written beside its final name and renamed when whole."""
-
-    def __init__(self, path: Path, fps: float, shape: tuple[int, int]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._partial = path, path.with_name(f".{path.stem}.{os.urandom(4).hex()}.mp4")
-        self._container = av.open(str(self._partial), "w", options={"movflags": "+faststart"})
-        rate = Fraction(fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18"})
-        self._stream.height, self._stream.width = shape
-        self._stream.pix_fmt = "yuv420p"
-
-    def add(self, number: int, pixels: np.ndarray) -> None:
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")))
-
-    def close(self, whole: bool) -> None:
-        try:
-            if whole:
-                self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
-        if whole:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
-
-
 class PngFolder:
-    """frame_000000.png and so on; those of an unfinished job stay."""
+    """frame_000000.png and so on; those of an unfinished job stay. key: names the count of those that are on disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self._folder, self._note = folder, folder / f".{key}.frames"
+        self.durable = int(self._note.read_text()) if self._note.exists() else 0
+        self._next = self.durable
 
     def add(self, number: int, pixels: np.ndarray) -> None:
-        Image.fromarray(pixels).save(self._folder / f"frame_{number:06d}.png", compress_level=1)
+        """The next frame. Raises ValueError for another one."""
+        if number != self._next:
+            raise ValueError(f"frame {number} came where {self._next} was due")
+        image = io.BytesIO()
+        Image.fromarray(pixels).save(image, "png", compress_level=1)
+        _write(self._folder / f"frame_{number:06d}.png", image.getvalue())
+        self._next += 1
+        if self._next % NOTED == 0:
+            self._note_all()
 
     def close(self, whole: bool) -> None:
-        """Each picture is a file of its own, so there is nothing to do."""
+        """Each picture is a file of its own, so only the count goes."""
+        self._note.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Another goes on, and maybe has done so: nothing is written any more."""
+
+    def _note_all(self) -> None:
+        """Raises FileNotFoundError where another has gone on, and is done."""
+        if self.durable:
+            self._note.stat()
+        _write(self._note, str(self._next).encode())
+        self.durable = self._next
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole and on disk, or not at all."""
+    beside = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class FileSink:
-    """The `Sink` of a job: each port's frames to its writer, in a thread, since encoding takes its time."""
+    """The `Sink` of a job: each port's frames to its writer, in a thread, since encoding takes its time.
+
+    frames: written so far, by port, those included that an earlier writer has left on disk.
+    """
 
     def __init__(self, writers: Mapping[str, Writer], pool: Executor) -> None:
         self._writers, self._pool = writers, pool
-        self.frames: dict[str, int] = dict.fromkeys(writers, 0)
+        self.frames: dict[str, int] = {port: writer.durable for port, writer in writers.items()}
 
     async def write(self, frame: Frame) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._pool, self._writers[frame.port].add, frame.number, frame.array)
         self.frames[frame.port] += 1
 
+    def durable(self, port: str) -> int:
+        """So many frames of a port are on disk, and need not be made again."""
+        return self._writers[port].durable
+
     async def close(self, whole: bool) -> None:
         """Closes every writer, even if one fails."""
+        await self._each([partial(writer.close, whole) for writer in self._writers.values()])
+
+    async def leave(self) -> None:
+        """As `close`, for another to go on with."""
+        await self._each([writer.leave for writer in self._writers.values()])
+
+    async def _each(self, works: Sequence[Callable[[], None]]) -> None:
         loop = asyncio.get_running_loop()
-        closes = [loop.run_in_executor(self._pool, writer.close, whole) for writer in self._writers.values()]
-        for result in await asyncio.gather(*closes, return_exceptions=True):
+        ends = [loop.run_in_executor(self._pool, work) for work in works]
+        for result in await asyncio.gather(*ends, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result

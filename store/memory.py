@@ -14,6 +14,7 @@ import numpy as np
 
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
+from riverrun.store.jobs import MemoryJobs
 from riverrun.store.records import (
     TTLS,
     Conflict,
@@ -34,6 +35,7 @@ class MemoryStore:
         self._ttls = ttls
         self._now = now
         self.run = "memory"
+        self.jobs = MemoryJobs()
         self._born: tuple[str, float] | None = None
         self._records: dict[str, str] = {}
         self._logs: dict[str, deque[str]] = {}

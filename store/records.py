@@ -279,6 +279,10 @@ class Store(Protocol):
     The number of keys a session takes is constant.
     """
 
+    @property
+    def jobs(self) -> Any:
+        """Where jobs are kept: a `jobs.Jobs`."""
+
     async def create(self, record: SessionRecord) -> SessionRecord:
         """Writes a new record (version 1), or returns the live one with the same tenant and client_id."""
 

@@ -9,25 +9,25 @@
     rr:born                 a name for all this, and when it was given: where it is another one, all was lost
 
 Everything of a session expires so long after its last write as `Ttls` says (the runner of a live one writes every few
-seconds; one that nobody writes any more is an orphan). No command here scans the key space.
+seconds; one that nobody writes any more is an orphan). No command here scans the key space. Jobs: `store/jobs.py`.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
 
-from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
-from riverrun.store import tenants
+from riverrun.models.base import BadRequest, Corrupt
+from riverrun.store import jobs, tenants
+from riverrun.store.reached import reached
 from riverrun.store.records import (
     TTLS,
     Conflict,
@@ -112,6 +112,7 @@ class SessionStore:
         except ValueError as error:  # the URL may hold a password, so it is not shown
             raise BadRequest(f"redis_url: {error}") from None
         self._ttls = ttls
+        self.jobs = jobs.RedisJobs(self._redis)
         self._create = self._redis.register_script(_CREATE)
         self._write = self._redis.register_script(_WRITE)
         self._log = self._redis.register_script(_LOG)
@@ -124,13 +125,13 @@ class SessionStore:
 
     async def ping(self) -> None:
         """Raises Unavailable if the store can't be reached."""
-        with _reached():
+        with reached():
             await self._redis.ping()
 
     async def create(self, record: SessionRecord) -> SessionRecord:
         """The record is written before its client id is claimed, so a claimed id always has one to show."""
         new = replace(record, version=1)
-        with _reached():
+        with reached():
             fields: Args = [1, new.epoch, new.nonce, new.to_json(), self._ttl_ms(new)]
             if not await self._create(keys=[record_key(new.id)], args=fields):
                 return await self.get(new.id) or await self.create(record)  # it expired in between
@@ -156,7 +157,7 @@ class SessionStore:
         """The record that holds the client id now: `new`, or a live one that had it before."""
         dead = ""
         while True:
-            with _reached():
+            with reached():
                 held = await self._claim(keys=[client_key(new)], args=[dead, new.id, self._ttl_ms(new)])
             if held == new.id:
                 return new
@@ -167,11 +168,11 @@ class SessionStore:
 
     async def admit(self, record: SessionRecord, most: int) -> bool:
         alive = await self.gateways()
-        with _reached():
+        with reached():
             return await tenants.admit(self._redis, self._admit, self._read, alive, record, most)
 
     async def get(self, session: str) -> SessionRecord | None:
-        with _reached():
+        with reached():
             text = await self._redis.hget(record_key(session), "json")
         return SessionRecord.from_json(text) if text else None
 
@@ -182,7 +183,7 @@ class SessionStore:
         found: list[SessionRecord] = []
         skip = 0
         while len(found) <= size:
-            with _reached():
+            with reached():
                 top = "+inf" if after is None else repr(after[0])
                 rows = await self._redis.zrevrangebyscore(INDEX, top, "-inf", skip, BATCH, withscores=True)
                 ids = [member for member, score in rows if after is None or (score, member) < after]
@@ -219,7 +220,7 @@ class SessionStore:
         ttl = self._ttl_ms(new)
         guard: Args = [old.version, old.epoch, old.nonce]
         fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl, drop]
-        with _reached():
+        with reached():
             if not await self._write(keys=[record_key(new.id), log_key(new.id)], args=guard + fields):
                 raise Conflict(f"session {new.id} is not version {old.version} of epoch {old.epoch} any more")
             if new.client_id:
@@ -233,12 +234,12 @@ class SessionStore:
 
     async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
         args: Args = [record.epoch, record.nonce, entry.to_json(), self._ttl_ms(record)]
-        with _reached():
+        with reached():
             if not await self._log(keys=[record_key(record.id), log_key(record.id)], args=args):
                 raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")
 
     async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
-        with _reached():
+        with reached():
             lines = await self._redis.lrange(log_key(session), 0, -1)
         return tuple(ControlEntry.from_json(line) for line in lines)
 
@@ -247,7 +248,7 @@ class SessionStore:
         record = None
         with suppress(Corrupt):  # what can't be read can be deleted
             record = await self.get(session)
-        with _reached():
+        with reached():
             if record and record.client_id:
                 await self._free(keys=[client_key(record)], args=[session])
             await self._redis.delete(record_key(session), log_key(session))
@@ -255,15 +256,15 @@ class SessionStore:
 
     async def check(self) -> None:
         """Raises Corrupt for a key of ours that would stay for ever. Scans the key space: for tests."""
-        with _reached():
+        with reached():
             async for key in self._redis.scan_iter("rr:*", count=1000):
-                lasts = key in (INDEX, GATEWAYS, BORN) or key.startswith(tenants.PREFIX)
+                lasts = key in (INDEX, GATEWAYS, BORN, jobs.INDEX, jobs.RUNNING) or key.startswith(tenants.PREFIX)
                 if not lasts and await self._redis.pttl(key) == NEVER:
                     raise Corrupt(f"{key} never expires")
 
     async def heartbeat(self, gateway: str, address: str, ttl_s: float) -> None:
         now = time.time()
-        with _reached():
+        with reached():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.set(f"rr:gateway:{gateway}", address, px=int(ttl_s * 1000))
                 pipe.zadd(GATEWAYS, {gateway: now + ttl_s})
@@ -271,26 +272,16 @@ class SessionStore:
                 await pipe.execute()
 
     async def identity(self) -> StoreIdentity:
-        with _reached():
+        with reached():
             await self._redis.set(BORN, f"{secrets.token_hex(8)} {time.time()!r}", nx=True)
             born, at = (await self._redis.get(BORN)).split()
             return StoreIdentity((await self._redis.info("server"))["run_id"], born, float(at))
 
     async def gateways(self) -> Mapping[str, str]:
-        with _reached():
+        with reached():
             names = await self._redis.zrange(GATEWAYS, 0, -1)
             async with self._redis.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.get(f"rr:gateway:{name}")
                 found = await pipe.execute() if names else []
         return {name: address for name, address in zip(names, found, strict=True) if address is not None}
-
-
-@contextmanager
-def _reached() -> Iterator[None]:
-    try:
-        yield
-    except ResponseError as error:  # it answers: no memory left, a replica, not enough replicas
-        raise Unavailable(f"the session store refuses: {one_line(str(error))}") from error
-    except (RedisError, OSError) as error:
-        raise Unavailable(f"the session store does not answer: {type(error).__name__}: {error}") from error

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from riverrun.actors.jobs import JobSpec
+from riverrun.actors.job import JobSpec
 from riverrun.actors.sinks import Mp4File, sink_path, writer_for
 from riverrun.graphs.script import TimedControl
 from riverrun.models.base import BadRequest, Control

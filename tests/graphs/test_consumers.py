@@ -220,6 +220,9 @@ class ListSink:
         await asyncio.sleep(0)
         self.frames.append(frame)
 
+    def durable(self, port: str) -> int:
+        return len(self.frames)
+
 
 def test_a_sink_takes_every_frame_with_no_client(lab, run):
     async def body():
