@@ -304,7 +304,7 @@ class InfVSR(StreamModel):
     def restore(self, params: InfVSRParams, snapshot: Snapshot) -> InfVSRState:
         state = self.open(params, 0)
         with reading(snapshot, SNAPSHOT_VERSION) as meta:
-            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu"))
+            self._fill(state, meta, to_tensors(snapshot.tensors, meta["dtypes"], "cpu", ("cache/",)))
         return state
 
     @torch.no_grad()
