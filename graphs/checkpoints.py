@@ -54,7 +54,7 @@ class CheckpointBook:
         """It is damaged."""
         self._kept = [each for each in self._kept if each.path != manifest.path]
 
-    def usable(self, acked: int) -> list[Manifest]:
+    def usable(self, acked: float) -> list[Manifest]:
         """From which the stage can begin again, newest first. acked: replies up to this step are wanted by nobody."""
         return [m for m in reversed(self._kept) if m.mark.seq <= acked + 1]
 
@@ -62,7 +62,7 @@ class CheckpointBook:
         """Those that no replay needs any more."""
         return self.usable(acked)[COPIES:]
 
-    def floor(self, acked: int) -> Mark:
+    def floor(self, acked: float) -> Mark:
         """What lies before this mark may be forgotten: the stage will never begin again earlier."""
         usable = [m.mark for m in self.usable(acked)[:COPIES]]  # one of a later epoch may be of an earlier step
         return min(usable, key=lambda mark: mark.seq) if len(usable) >= COPIES else Mark()

@@ -17,6 +17,7 @@ from riverrun.graphs.stage import EncoderHandle, StepReply
 from riverrun.graphs.steplog import StepLog
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import BadRequest, Control, Corrupt, Description, Unavailable
+from riverrun.store.checkpoints import Mark
 from riverrun.store.records import DECIDED, ENDS, REFUSED, ControlEntry
 
 MAX_WAITING = 64
@@ -62,11 +63,13 @@ class ControlDesk:
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._encodings: asyncio.Queue[_Arrival] = asyncio.Queue()
 
-    async def go_on(self, lines: Sequence[ControlEntry], logs: Mapping[str, StepLog], seen: Mapping[str, int]) -> None:
+    async def go_on(
+        self, lines: Sequence[ControlEntry], logs: Mapping[str, StepLog], marks: Mapping[str, Mark]
+    ) -> None:
         """Takes up the control log of a session that others have run before.
 
-        logs: by stage; they get what each step carried that may be made again. seen: the newest revision each stage was
-        given. What has arrived and was not carried by all its stages is handed on again, and the last pause holds.
+        logs: by stage; they get what each step carried that may be made again. marks: where each stage stands. What has
+        arrived and was not carried by all its stages is handed on again, and the last pause holds.
         """
         carried = {(line.revision, line.stage) for line in lines if line.step >= 0}
         for line in lines:
@@ -78,9 +81,7 @@ class ControlDesk:
             elif line.kind == DECIDED:
                 logs[line.stage].decisions[line.step] = line.value
             elif line.step >= 0 and line.kind != REFUSED:
-                control = await self._embedded(Control(line.revision, line.kind, line.value), line.stage)
-                before = [c for c in logs[line.stage].controls.get(line.step, ()) if c.revision != line.revision]
-                logs[line.stage].controls[line.step] = (*before, control)
+                await self._carried_before(line, logs[line.stage])
         arrived = {line.revision: line for line in lines if line.step < 0 and line.kind not in (ENDS, DECIDED)}
         for _, line in sorted(arrived.items()):  # a line may be there twice, and the second time late
             control = Control(line.revision, line.kind, line.value)
@@ -89,12 +90,28 @@ class ControlDesk:
                 await self._pause(line.value)
                 continue
             targets = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
-            if due := tuple(s for s in targets if line.revision > seen[s]):
+            for stage in (s for s in targets if line.revision <= marks[s].seen):
+                await self._carried_unlogged(line, stage, logs[stage], marks[stage])
+            if due := tuple(s for s in targets if line.revision > marks[s].seen):
                 self._receipts[line.revision] = []
                 self._pending[line.revision], self._uncarried[line.revision] = set(due), set(due)
                 self._encodings.put_nowait(_Arrival(control, line.stage, due))
             else:
                 self._keeper.handled(line.revision)
+
+    async def _carried_before(self, line: ControlEntry, log: StepLog) -> None:
+        control = await self._embedded(Control(line.revision, line.kind, line.value), line.stage)
+        before = [c for c in log.controls.get(line.step, ()) if c.revision != line.revision]
+        log.controls[line.step] = (*before, control)
+
+    async def _carried_unlogged(self, line: ControlEntry, stage: str, log: StepLog, mark: Mark) -> None:
+        """A stage was given a control, and its runner died before that was logged: it was the last step that the stage
+        made, and nobody has what that made."""
+        kind, value = (REFUSED, None) if line.revision > mark.revision else (line.kind, line.value)
+        carried = ControlEntry(line.revision, kind, value, stage, mark.seq - 1)
+        await self._keeper.log(carried)
+        if kind != REFUSED:
+            await self._carried_before(carried, log)
 
     def take(self, control: Control, stage: str) -> None:
         """Raises BadRequest (revision not rising, kind, stage, value), Unavailable (too many are waiting).

@@ -84,6 +84,11 @@ class Session(Protocol):
         """Paused or parked: nothing new enters the graph."""
 
     @property
+    def is_behind(self) -> bool:
+        """Whether something is still to be made again that others are known to have had under the runner before: until
+        then every step must be what it was."""
+
+    @property
     def session_id(self) -> str: ...
 
     @property
@@ -201,17 +206,14 @@ class StageDriver:
         if self.is_repeating or self.log.ends_at is not None:
             return Turn.STEP
         if self.session.sources_ended:
-            return Turn.FINISH if self._has_caught_up else Turn.STEP
+            return Turn.STEP if self.session.is_behind else Turn.FINISH
         return None if self.session.sources_held else Turn.STEP
 
-    @property
-    def _has_caught_up(self) -> bool:
-        """Whether it has made again all that others are known to have had of it, under the runner before."""
-        edges = ((port, edge) for port, queues in self.outputs.items() for edge in queues)
-        rings = (ring for rings in self.rings.values() for ring in rings)
-        return all(self.chunks.get(port, 0) >= edge.end for port, edge in edges) and not any(
-            ring.lossless and ring.cursor > ring.next_frame for ring in rings
-        )
+    def lose(self, why: Exception) -> None:
+        """It must be brought back before it can go on."""
+        if self.fault is None:
+            self.fault = why
+            self.session.signal.notify()
 
     @property
     def is_repeating(self) -> bool:
@@ -239,6 +241,13 @@ class StageDriver:
         self.begin_at(mark)
         if self.finished:
             self._end_outputs()
+
+    async def log_decisions(self, kept: Sequence[StepReply]) -> None:
+        """Of replies that the runner before may not have come to log."""
+        for reply in kept:
+            if reply.decisions is not None and reply.seq >= self.log.base and reply.seq not in self.log.decisions:
+                self.log.decisions[reply.seq] = reply.decisions
+                await self.session.decided(self, reply)
 
     def begin_at(self, mark: Mark) -> None:
         """What it has made so far, as others have counted it."""
@@ -301,7 +310,7 @@ class StageDriver:
             epoch=self.session.epoch,
             seq=seq,
             inputs=(edge.head,) if edge is not None and edge.head else (),
-            controls=self.log.carry(seq, self.controls),
+            controls=self.log.carry(seq, self._new_controls()),
             acked=min(self.acked, seq - 1),  # the reply to this one is wanted, if by nobody but us
             finish=turn is Turn.FINISH,
             save=None if self.is_repeating or turn is Turn.FINISH else self.session.save_due(self),
@@ -309,6 +318,9 @@ class StageDriver:
             taken={port: each.taken + (each is edge) for port, each in ins},
             taken_frames={port: each.frames_with_head if each is edge else each.taken_frames for port, each in ins},
         )
+
+    def _new_controls(self) -> deque[Control]:
+        return deque() if self.controls and self.session.is_behind else self.controls
 
     async def _take(self, request: StepRequest, reply: StepReply, edge: EdgeQueue | None) -> None:
         """A step was made: logged first, where it must be, then handed on."""

@@ -167,8 +167,8 @@ class EdgeQueue:
         self._slots[self.taken - self.base].chunk = None
         return True
 
-    def commit(self, count: int) -> None:
-        """The first `count` chunks are never needed again."""
+    def commit(self, count: int, frames: int) -> None:
+        """The first `count` chunks are never needed again. frames: how many they had, for those that are not here."""
         while self.base < min(count, self.taken):
             slot = self._slots.popleft()
             self.base += 1
@@ -176,6 +176,8 @@ class EdgeQueue:
                 self.base_frame = slot.chunk.first_frame + slot.chunk.frames
             if slot.release:
                 slot.release()
+            if self.base == count:
+                self.base_frame = max(self.base_frame, frames)
 
     def rewind(self, taken: int, frames: int) -> None:
         """The stage begins again where it had taken so many chunks, of so many frames. Raises Corrupt if later ones are

@@ -191,7 +191,7 @@ class Flow:
         edge = self.edges[self.graph.inputs[port]]
         if edge.once and edge.due_frame > edge.refused:
             raise BadRequest(f"input {port!r} takes one frame of a stream, and has it")
-        check_input(port, self._input_ports[port], chunk.data)
+        check_input(port, self._input_ports[port], chunk.data, edge.due_frame)
         await self.signal.until(lambda: edge.ended or gone() or edge.takes_push)
         if edge.ended and not self.has_all_frames:  # then its client could not know yet, and is not at fault
             raise BadRequest(f"input {port!r} has ended, it takes no more")
@@ -334,6 +334,16 @@ class Flow:
             if self.recovery:
                 self.recovery.leave(handle)
 
+    @property
+    def is_behind(self) -> bool:
+        edges = any(
+            driver.chunks.get(port, 0) < edge.end
+            for driver in self.drivers.values()
+            for port, edges in driver.outputs.items()
+            for edge in edges
+        )
+        return edges or any(ring.is_behind for ring in self.audience.rings.values())
+
     def save_due(self, driver: StageDriver) -> SaveOrder | None:
         return self.saver.due(driver) if self.saver else None
 
@@ -356,7 +366,7 @@ class Flow:
             return  # when the stage has it in its checkpoints
         for edge in driver.inputs.values():
             before = edge.base
-            edge.commit(edge.taken)
+            edge.commit(edge.taken, edge.taken_frames)
             if edge.from_client and edge.base > before:
                 self._ack_input(edge)
 
@@ -375,9 +385,8 @@ class Flow:
 
     def _want_again(self, driver: StageDriver, why: Exception) -> None:
         """What a stage made is lost: it makes it again, unless it is at that already."""
-        if driver.fault is None and not driver.is_repeating:
-            driver.fault = why
-            self.signal.notify()
+        if not driver.is_repeating:
+            driver.lose(why)
 
     def _input(self, edge: EdgeQueue) -> str:
         return next(name for name, at in self.graph.inputs.items() if at == edge.target)

@@ -172,11 +172,14 @@ class RecordKeeper:
 
     async def _reconcile(self) -> None:
         """Reads back what is stored: an earlier write whose answer was lost is adopted; a store that forgot the
-        record, or the end of the log, is told again. Raises Conflict if another runner holds the session."""
+        record, that we took it over, or the end of the log, is told again. Raises Conflict if another runner holds the
+        session."""
         ours = self.record
         stored = await self._store.get(ours.id)
         if stored is None:
             stored = await self._store.create(replace(ours, version=0))
+        if stored.epoch < ours.epoch:  # it has forgotten that we took the session over
+            stored = await self._store.take(ours.id, stored.version, ours.epoch, ours.nonce)
         lines = await self._store.read_log(ours.id)
         if (stored.id, stored.epoch, stored.nonce) != (ours.id, ours.epoch, ours.nonce):
             raise Conflict(f"session {ours.id} was taken over (epoch {stored.epoch}, ours is {ours.epoch})")

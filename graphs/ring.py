@@ -104,10 +104,12 @@ class OutputRing:
         self.is_closed = False
         self.resumed = False
 
-    def begin_at(self, chunk: int, frame: int) -> None:
-        """The ring of a session that others have run before: its first chunk and frame have these numbers."""
+    def begin_at(self, chunk: int, frame: int, sent: int) -> None:
+        """The ring of a session that others have run before: its first chunk and frame have these numbers, and its
+        client was sent so many frames."""
         self.next_chunk, self.next_frame = chunk, frame
-        self.cursor = self.sent = self.acked = frame
+        self.cursor = self.acked = frame
+        self.sent = max(frame, sent)
         self.resumed = True
 
     @property
@@ -250,6 +252,11 @@ class OutputRing:
     def held_frames(self) -> int:
         """Frames whose chunks are kept here, fetched or by reference."""
         return sum(slot.chunk.frames for slot in self._slots)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether frames that its client has had are still to be made again."""
+        return self.lossless and max(self.cursor, self.sent) > self.next_frame
 
     @property
     def drained(self) -> bool:

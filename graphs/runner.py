@@ -29,13 +29,15 @@ from riverrun.graphs.migration import migrate
 from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages, opening
 from riverrun.graphs.recovery import NoPlace
-from riverrun.graphs.script import TimedControl, write_scripts
+from riverrun.graphs.script import Script, TimedControl, write_scripts
+from riverrun.graphs.script import read as script_read
+from riverrun.graphs.script import written as script_written
 from riverrun.graphs.stage import EncoderHandle, Epoch, Mismatch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
-from riverrun.graphs.takeover import TakeOver
+from riverrun.graphs.takeover import Stand, TakeOver
 from riverrun.graphs.waiting import Clock, Signal, within
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable, one_line
-from riverrun.store.records import Conflict, Placement, SessionRecord, SessionState, Store, advance
+from riverrun.store.records import Conflict, ControlEntry, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
 ELSEWHERE_S = 0.5
@@ -56,7 +58,7 @@ class Runner:
     graph: checked again against what the stages say on opening. stages, encoders: handles by stage name (encoders: only
     of stages whose model names one). record: as the store has it, state OPENING; the runner goes on writing it.
     observer: told of every step. stages is empty where the session is resumed. script: controls that come into force
-    by themselves; it lives as long as this runner, so such a session can't be resumed.
+    by themselves; the record keeps them, so whoever resumes the session names none.
     """
 
     def __init__(
@@ -309,8 +311,9 @@ class Runner:
         validate(self._graph, self._descriptions)
         about = (self._script, self._descriptions, self._encoders)
         scripts = await write_scripts(*about, self._clock, self._config.encode_s)
+        script = script_written(self._script)
         placement = {n: replace(self._place(n), incarnation=reply.incarnation) for n, reply in replies.items()}
-        await self._keeper.commit(placement=placement, state=SessionState.RUNNING)
+        await self._keeper.commit(placement=placement, state=SessionState.RUNNING, script=script)
         flow = self._flow_over(self._stages)
         flow.follow_script(scripts)
         return flow
@@ -358,10 +361,21 @@ class Runner:
         )
         flow = self._flow_over(self._stages)
         await take.settle(flow, stands)
+        flow.follow_script(await self._rest_of_script(stands, lines))
         flow.leave(take.silent)
         if not self._graph.inputs and (was.state is SessionState.DRAINING or flow.has_all_frames):
             flow.end_sources(was.reason)
         return flow
+
+    async def _rest_of_script(self, stands: Mapping[str, Stand], lines: Sequence[ControlEntry]) -> dict[str, Script]:
+        """What the stages have yet to be given, by step or again by the log."""
+        carried = {(line.stage, line.revision) for line in lines if line.step >= 0}
+
+        def is_done(stage: str, revision: int) -> bool:
+            return revision <= stands[stage].mark.seen or (stage, revision) in carried
+
+        about = (script_read(self.record.script), self._descriptions, self._encoders)
+        return await write_scripts(*about, self._clock, self._config.encode_s, is_done)
 
     async def _opening(self, name: str) -> OpenRequest:
         return await opening(

@@ -95,19 +95,31 @@ class Saver:
         mine = self.stages[driver.name]
         mine.seq, mine.at, mine.is_writing = seq, self.clock.now(), True
         work = driver.handle.saved(self.keeper.record.id, self.epoch, seq)
-        self.spawn(self._settle(driver, work))
+        what = f"a checkpoint of stage {driver.name!r}"
+        self.spawn(self._settle(driver, answer(self.clock, SAVED_S, work, what)))
 
     async def save_all(self, **changes: Any) -> None:
         """A checkpoint of every stage, all between two steps. changes: as in `order`. Raises what a stage raised."""
-        session, order = self.keeper.record.id, self.order(**changes)
+        order = self.order(**changes)
         try:
             async with asyncio.TaskGroup() as saving:
-                work = [saving.create_task(d.handle.save(session, self.epoch, order)) for d in self._unflushed()]
+                work = [saving.create_task(self._save(driver, order)) for driver in self._unflushed()]
         except BaseExceptionGroup as errors:  # callers know what a stage raises
             raise errors.exceptions[0] from None
         for task in work:
             self.book(task.result().stage).add(task.result())
         await self.keeper.commit(manifests=self.briefs())
+
+    async def _save(self, driver: StageDriver, order: SaveOrder) -> Manifest:
+        """A checkpoint between two steps; a stage that is found lost by it is brought back."""
+        handle = driver.handle
+        try:
+            work = handle.save(self.keeper.record.id, self.epoch, order)
+            return await answer(self.clock, SAVED_S, work, f"a checkpoint of stage {driver.name!r}")
+        except (StageGone, UnknownSession) as error:
+            if driver.handle is handle and not driver.finished:
+                driver.lose(error)
+            raise
 
     async def relieve(self) -> None:
         """Takes checkpoints between steps where a client waits until its input is durable, and nothing else would: it
@@ -122,7 +134,7 @@ class Saver:
                 continue
             mine = self.stages[driver.name]
             mine.at, mine.is_writing = self.clock.now(), True
-            await self._settle(driver, driver.handle.save(self.keeper.record.id, self.epoch, self.order()))
+            await self._settle(driver, self._save(driver, self.order()))
             if mine.is_failing:
                 await self.clock.sleep(RETRY_S)
 
@@ -158,7 +170,7 @@ class Saver:
     async def _settle(self, driver: StageDriver, work: Coroutine[Any, Any, Manifest]) -> None:
         mine = self.stages[driver.name]
         try:
-            manifest = await answer(self.clock, SAVED_S, work, f"a checkpoint of stage {driver.name!r}")
+            manifest = await work
         except (StageGone, UnknownSession, StaleEpoch):
             return  # its driver finds out
         except (Unavailable, Corrupt) as error:
@@ -184,22 +196,26 @@ class Saver:
             floor = book.floor(driver.acked)
             for port, edge in driver.inputs.items():
                 before = edge.base
-                edge.commit(floor.consumed.get(port, 0))
+                edge.commit(floor.consumed.get(port, 0), floor.consumed_frames.get(port, 0))
                 if edge.from_client and edge.base > before:
                     self.on_input_durable(edge)
             driver.log.forget(floor.seq)
             self.keeper.forget(name, floor.seq)
             for manifest in book.outdated(driver.acked):
                 book.drop(manifest)
-                self.spawn(self._delete(manifest))
+                self.delete(manifest, self.grace_s)
 
     def _bound(self, driver: StageDriver) -> None:
         for edge in driver.inputs.values():
-            edge.commit(edge.taken - MAX_UNSAVED)
+            edge.commit(edge.taken - MAX_UNSAVED, 0)
 
-    async def _delete(self, manifest: Manifest) -> None:
+    def delete(self, manifest: Manifest, grace_s: float = 0.0) -> None:
         """Once the grace is over. What is left by a gateway that dies meanwhile goes with its session."""
-        await self.clock.sleep(self.grace_s)
+        self.spawn(self._delete(manifest, grace_s))
+
+    async def _delete(self, manifest: Manifest, grace_s: float) -> None:
+        if grace_s:
+            await self.clock.sleep(grace_s)
         try:
             await self.blobs.delete(manifest)
         except Unavailable as error:

@@ -37,7 +37,7 @@ class StepLog:
 
     def forget(self, before: int) -> None:
         """The stage will never begin again before this step."""
-        self.base = before
+        self.base = before = max(self.base, before)
         self.controls = _from(self.controls, before)
         self.decisions = _from(self.decisions, before)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -61,7 +62,7 @@ class Stand:
 @dataclass
 class TakeOver:
     """opening: how a stage was opened at first; only what must be restored asks, since a prompt is encoded for it.
-    received: by graph output, the frames that the client says it has, where it is known."""
+    lines: the control log. received: by graph output, the frames that the client says it has, where it is known."""
 
     record: SessionRecord
     epoch: Epoch
@@ -71,6 +72,7 @@ class TakeOver:
     clock: Clock
     config: RecoveryConfig
     found: Sequence[Manifest]
+    lines: Sequence[ControlEntry]
     received: Mapping[str, int]
     silent: list[StageHandle] = field(default_factory=list)  # of actors where a State was, and may still be
     _placed: list[tuple[StageHandle, int]] = field(default_factory=list)
@@ -81,14 +83,14 @@ class TakeOver:
         stands: dict[str, Stand] = {}
         try:
             for name in reversed(self.graph.order()):
-                stands[name] = await self._attached(name) or await self._restored(name, stands)
+                stands[name] = await self._attached(name, stands) or await self._restored(name, stands)
         except BaseException:
             limits = (self.clock, self.config.restore_s)
             await asyncio.gather(*(let_go(*limits, h, self.record.id, self.epoch, life) for h, life in self._placed))
             raise
         return {name: stands[name] for name in self.graph.order()}
 
-    async def _attached(self, name: str) -> Stand | None:
+    async def _attached(self, name: str, behind: Mapping[str, Stand]) -> Stand | None:
         placement = self.record.placement.get(name)
         handle = await self.durability.placer.find(name, placement) if placement else None
         if placement is None or handle is None:
@@ -100,8 +102,7 @@ class TakeOver:
             log.warning("session %s: stage %s has to be restored: %s", self.record.id, name, str(error))
             self.silent.append(handle)
             return None
-        acked = reply.kept[0].seq - 1 if reply.kept else reply.mark.seq - 1
-        floor = self._book(name).floor(acked)
+        floor = self._floor(name, behind, reply.mark)
         return Stand(
             handle, placement, reply.description, reply.mark, reply.kept, floor, True, reply.life, self._logged(name)
         )
@@ -120,7 +121,7 @@ class TakeOver:
                     raise
                 log.error("session %s: checkpoint %s can't be used: %s", self.record.id, source.path, str(error))
                 continue
-            floor = self._book(name).floor(reply.mark.seq - 1)
+            floor = self._floor(name, behind, reply.mark)
             placement = replace(placement, incarnation=reply.incarnation)
             about = (handle, placement, reply.description, reply.mark, (), floor)
             return Stand(*about, lives=False, life=life, logged=self._logged(name))
@@ -128,7 +129,11 @@ class TakeOver:
 
     def _sources(self, name: str, behind: Mapping[str, Stand]) -> list[Manifest | None]:
         """Checkpoints to try; at last the beginning, where it is known what all steps carried."""
-        return [*self._usable(name, behind), *([] if self._logged(name) else [None])]
+        known: list[Manifest | None] = [*self._usable(name, behind)]
+        if any(at.stage == name for at in self.graph.inputs.values()):  # what its client was told to forget is gone
+            least = self._early(name, behind).floor(math.inf).seq
+            return [*(m for m in known if m and m.mark.seq >= least), *([] if least else [None])]
+        return known if self._logged(name) else [*known, None]
 
     def _logged(self, name: str) -> int:
         """The first step of a stage from which on the log has every line."""
@@ -140,12 +145,19 @@ class TakeOver:
         If all are later, the stage begins at step 0; only where that is known to be forgotten, at the oldest there is:
         the record may be behind with what the client has acked.
         """
-        manifests = self._book(name).manifests
-        fit = [m for m in reversed(manifests) if self._is_early(m.mark, name, behind)]
+        fit = list(reversed(self._early(name, behind).manifests))
         ports = [edge.target for edge in self.graph.feeders(name).values()]
         ports += [at for at in self.graph.inputs.values() if at.stage == name]
         is_forgotten = any(self.record.forgotten.get(str(at), 0) for at in ports)
-        return fit or list(manifests[: int(is_forgotten)])
+        return fit or list(self._book(name).manifests[: int(is_forgotten)])
+
+    def _floor(self, name: str, behind: Mapping[str, Stand], mark: Mark) -> Mark:
+        """One that stands at `mark` may begin again here and no earlier: no earlier than under the runner before."""
+        return self._early(name, behind).floor(mark.seq - 1)
+
+    def _early(self, name: str, behind: Mapping[str, Stand]) -> CheckpointBook:
+        """Checkpoints before which nobody behind the stage wants anything."""
+        return CheckpointBook(m for m in self._book(name).manifests if self._is_early(m.mark, name, behind))
 
     def _is_early(self, mark: Mark, name: str, behind: Mapping[str, Stand]) -> bool:
         edges = [edge for edge in self.graph.edges if edge.source.stage == name]
@@ -161,31 +173,48 @@ class TakeOver:
 
     def _book(self, name: str) -> CheckpointBook:
         """Checkpoints after which it is known what the steps carried."""
-        return CheckpointBook(m for m in self.found if m.stage == name and m.mark.seq >= self._logged(name))
+        known = (m for m in self.found if m.stage == name and m.mark.seq >= self._logged(name))
+        return CheckpointBook(m for m in known if m.mark.seen >= self._given(name, m.mark.seq))
+
+    def _given(self, name: str, before: int) -> int:
+        """The newest control that a stage was given before a step, by the log: a State that was not given it is of a
+        life in which that step was made otherwise, and that nobody saw anything of."""
+        return max((e.revision for e in self.lines if e.stage == name and 0 <= e.step < before), default=0)
+
+    async def settle(self, flow: Flow, stands: Mapping[str, Stand]) -> None:
+        """Sets an empty flow to where its stages stand, and takes up the control log and the checkpoints."""
+        for at, edge in flow.edges.items():
+            stand = stands[at.stage]
+            base, frame = stand.floor.consumed.get(at.port, 0), stand.floor.consumed_frames.get(at.port, 0)
+            edge.begin_at(base, frame, stand.mark.consumed.get(at.port, 0), stand.mark.consumed_frames.get(at.port, 0))
+        for name, ring in flow.audience.rings.items():
+            at, noted = self.graph.outputs[name], self.record.ports.get(name)
+            chunk, frame = stands[at.stage].begins(at.port)
+            sent = max(noted.sent if noted else 0, self.received.get(name, 0))
+            ring.begin_at(chunk, flow.cut(ring, frame), sent)
+        for name, driver in flow.drivers.items():
+            stand = stands[name]
+            driver.life = stand.life
+            driver.log.forget(max(stand.floor.seq, stand.logged))
+            driver.resume(stand.mark, stand.kept)
+        for edge in flow.edges.values():
+            edge.found()
+        marks = {name: stand.mark for name, stand in stands.items()}
+        await flow.desk.go_on(self.lines, {name: driver.log for name, driver in flow.drivers.items()}, marks)
+        for name, driver in flow.drivers.items():
+            await driver.log_decisions(stands[name].kept)
+        self._follow(flow, marks)
+
+    def _follow(self, flow: Flow, marks: Mapping[str, Mark]) -> None:
+        """Checkpoints of steps that are still to be made are of another life: those steps may come to carry other
+        controls now, unless somebody had what they made."""
+        assert flow.saver is not None
+        flow.saver.follow(flow.drivers, [m for m in self.found if m.mark.seq <= marks[m.stage].seq])
+        for manifest in self.found:
+            if manifest.mark.seq > marks[manifest.stage].seq:
+                flow.saver.delete(manifest)
 
 
 def _wanted(edge: Edge, behind: Mapping[str, Stand]) -> int:
     """The first chunk that the stage behind an edge may ask for again."""
     return behind[edge.target.stage].floor.consumed.get(edge.target.port, 0)
-
-
-async def settle(flow: Flow, stands: Mapping[str, Stand], lines: Sequence[ControlEntry]) -> None:
-    """Sets an empty flow to where its stages stand, and takes up the control log."""
-    for at, edge in flow.edges.items():
-        stand = stands[at.stage]
-        base, frame = stand.floor.consumed.get(at.port, 0), stand.floor.consumed_frames.get(at.port, 0)
-        edge.begin_at(base, frame, stand.mark.consumed.get(at.port, 0), stand.mark.consumed_frames.get(at.port, 0))
-    for name, ring in flow.audience.rings.items():
-        at = flow.graph.outputs[name]
-        chunk, frame = stands[at.stage].begins(at.port)
-        ring.begin_at(chunk, flow.cut(ring, frame))
-    for name, driver in flow.drivers.items():
-        stand = stands[name]
-        driver.life = stand.life
-        driver.log.forget(max(stand.floor.seq, stand.logged))
-        driver.resume(stand.mark, stand.kept)
-    for edge in flow.edges.values():
-        edge.found()
-    await flow.desk.go_on(
-        lines, {n: d.log for n, d in flow.drivers.items()}, {n: s.mark.seen for n, s in stands.items()}
-    )
