@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,7 +69,7 @@ def caption_clip(
     camera = Camera(motion or rng.choice(CAPTION_MOTIONS[1:] if rng.random() < 0.9 else CAPTION_MOTIONS), azimuth,
                     scene.camera.distance, scene.camera.height)  # fmt: skip
     times, t = [], float(rng.randrange(300))
-    step = gap or rng.choice((1, 2, 3, 5, 8, 8, 12))
+    step = gap or rng.choice((1, 2, 3, 5, 8, 8, 12, 24, 48))
     for _ in range(frames):
         times.append(t)
         t += step
@@ -78,20 +78,38 @@ def caption_clip(
 
 
 def yard_clip(number: int, frames: int, side: int, held_out: bool = False) -> Clip:
-    """Several objects and a camera that walks past them: strong parallax, no fixed point."""
+    """Several objects and a camera that walks past or around them: strong parallax."""
     rng = random.Random(number * 7901 + 31)
     scene = yard(rng, held_out)
+    path = rng.choice((_walk, _round))(rng)
+    poses = torch.stack([looking(*path(s)) for s in torch.linspace(0, 1, frames).tolist()])
+    return _filmed(replace(scene, things=_clear(scene.things, poses)), poses, side, rng)
+
+
+Path = Callable[[float], tuple[list[float], list[float]]]
+"""Where the camera stands and what it looks at, over 0..1."""
+
+
+def _walk(rng: random.Random) -> Path:
     azimuth, distance, height = rng.uniform(-math.pi, math.pi), rng.uniform(3.2, 6.0), rng.uniform(0.9, 2.6)
     at = [distance * math.sin(azimuth), height, distance * math.cos(azimuth)]
     towards = [rng.uniform(-0.9, 0.9), rng.uniform(0.4, 1.1), rng.uniform(-0.9, 0.9)]
     walk = [rng.uniform(-1.4, 1.4), rng.uniform(-0.5, 0.5) * min(1.0, height), rng.uniform(-1.4, 1.4)]
     turn = [rng.uniform(-0.8, 0.8), rng.uniform(-0.2, 0.2), rng.uniform(-0.8, 0.8)]
-    poses = torch.stack([
-        looking([a + s * w for a, w in zip(at, walk, strict=True)],
-                [b + s * u for b, u in zip(towards, turn, strict=True)])
-        for s in torch.linspace(0, 1, frames).tolist()
-    ])  # fmt: skip
-    return _filmed(replace(scene, things=_clear(scene.things, poses)), poses, side, rng)
+    return lambda s: ([a + s * w for a, w in zip(at, walk, strict=True)],
+                      [b + s * u for b, u in zip(towards, turn, strict=True)])  # fmt: skip
+
+
+def _round(rng: random.Random) -> Path:
+    azimuth, distance, height = rng.uniform(-math.pi, math.pi), rng.uniform(3.6, 5.6), rng.uniform(1.2, 2.2)
+    arc = rng.choice((0.5, 1.2, math.pi)) * rng.uniform(-1, 1)
+    away, up, towards = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3), [rng.uniform(-0.2, 0.2), 0.8, 0.0]
+
+    def at(s: float) -> list[float]:
+        turn, far = azimuth + s * arc, distance * (1 + s * away)
+        return [far * math.sin(turn), height + s * up, far * math.cos(turn)]
+
+    return lambda s: (at(s), towards)
 
 
 def _clear(things: Sequence[Thing], poses: Tensor) -> tuple[Thing, ...]:
