@@ -25,6 +25,8 @@ from riverrun.train.vsr_data import SCALE, shrunk
 from riverrun.train.world import pictures
 
 TICKS = 3600
+WORLD_BAR = 1.5
+"""dB above bicubic, on rendered scenes."""
 RUN = 3
 """Frames in a row at each place that is looked at."""
 
@@ -70,7 +72,7 @@ def _worlds(count: int) -> Iterator[Source]:
     for number in range(count):
         start = rng.randint(0, 600)
         film = pictures(sample_scene(rng, held_out=True), range(start, start + 21), 256, 256)
-        yield Source(f"world {number + 1}", (film * 255).round().to(torch.uint8), 1.5)
+        yield Source(f"world {number + 1}", (film * 255).round().to(torch.uint8), WORLD_BAR)
 
 
 class Ours:
@@ -132,6 +134,21 @@ def rows(source: Source, ours: Ours, peers: Sequence[Peer], places: int) -> list
         Row(source.name, name, db, db - base[1], change, ms, _holds(name, db - base[1], change, base[2], source.bar))
         for name, db, change, ms in measured
     ]
+
+
+def merged(worlds: Sequence[Row]) -> list[Row]:
+    """The means over all rendered scenes, a row for each upscaler."""
+    count = len({row.source for row in worlds})
+    means = []
+    for name in dict.fromkeys(row.name for row in worlds):
+        mine = [row for row in worlds if row.name == name]
+        psnr_, gain, temporal, ms = (
+            float(np.mean([getattr(row, figure) for row in mine])) for figure in ("psnr", "gain", "temporal", "ms")
+        )
+        base = means[0].temporal if means else temporal
+        holds = _holds(name, gain, temporal, base, WORLD_BAR)
+        means.append(Row(f"tiny world, {count} scenes", name, psnr_, gain, temporal, ms, holds))
+    return means
 
 
 def _holds(name: str, gain: float, change: float, base: float, bar: float) -> bool | None:
