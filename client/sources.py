@@ -132,9 +132,9 @@ class FilmSource:
     def _look(self, first: av.VideoFrame) -> Look:
         stream, codec = self._stream, self._stream.codec_context
         aspect = stream.sample_aspect_ratio
-        colours = (codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc)
+        colours = (int(codec.colorspace), int(codec.color_range), int(codec.color_primaries), int(codec.color_trc))
         fps = stream.average_rate or stream.base_rate or Fraction(DEFAULT_FPS)
-        return Look(fps, first.rotation, aspect if aspect and aspect != 1 else None, tuple(map(int, colours)))
+        return Look(fps, first.rotation, aspect if aspect and aspect != 1 else None, colours)
 
 
 class FolderSource:
@@ -147,7 +147,9 @@ class FolderSource:
         if not 0 < fps <= 1000:
             raise SourceError(f"fps must be above 0 and at most 1000, got {fps:g}")
         self._files = sorted(found, key=_by_number)
-        self.path, self.is_live, self.total = None, False, len(found)
+        self.path: Path | None = None
+        self.total: int | None = len(found)
+        self.is_live = False
         self.look = Look(Fraction(fps).limit_denominator(1001))
         with _opened(self._files[0], 0) as image:
             self.size = (image.height, image.width)
