@@ -16,7 +16,7 @@ from riverrun.bench.geometry_paths import Piece
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.poses import camera_to_world, matrices
-from riverrun.models.geometry.vggt import Geometry, TokenMemory, least_budget, rolling_stream
+from riverrun.models.geometry.vggt import CameraMemory, Geometry, TokenMemory, least_budget, rolling_stream
 
 CAMERA_FRAMES = 64
 
@@ -42,7 +42,7 @@ def stream_of(
     side, config = model.config.image, model.config
     rows = config.tokens(side, side)
     total = max(frames * config.depth * rows, least_budget(config, rows, memory))
-    camera = "full" if memory == "full" else "sink_window"
+    camera: CameraMemory = "full" if memory == "full" else "sink_window"
     return rolling_stream(config, (side, side), total, max(camera_frames, frames if camera == "full" else 2),
                           memory=memory, camera_memory=camera)  # fmt: skip
 

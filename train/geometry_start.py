@@ -46,6 +46,8 @@ def initialise(model: VGGT) -> None:
             layer.bias.zero_()
         block.attn.qkv.bias.zero_()
     for inside, across in zip(aggregator.frame_blocks, aggregator.global_blocks, strict=True):
+        assert isinstance(inside, Block)
+        assert isinstance(across, Block)
         inside.attn.q_norm.weight.fill_(0.1)  # nearly the mean over the frame
         _copy(inside.attn, slice(0, 16), POOLED)
         _matching(across.attn)

@@ -105,19 +105,17 @@ def test_watching_equals_streaming():
         assert torch.allclose(result.poses, seen.poses[:, :, t], atol=1e-5)
 
 
-def test_a_run_resumes_as_if_never_stopped(tmp_path):
+def test_a_run_resumes_as_if_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(geometry.Trainer, "say", lambda self: None)
     lessons = (geometry.Lesson(2, {"flat": 1.0}), geometry.Lesson(9, {"captions": 0.5, "rooms": 0.5}))
     recipe = geometry.Recipe(shape=SMALL, lessons=lessons, steps=4, frames=4, pool=3)
     whole = geometry.Trainer(recipe, tmp_path / "whole", say_every=100)
-    whole.say = lambda: None
     train(whole)
     first = geometry.Trainer(recipe, tmp_path / "parts")
-    first.say = lambda: None
     for _ in range(2):
         first.advance()
     first.save()
     second = geometry.Trainer(recipe, tmp_path / "parts")
-    second.say = lambda: None
     assert second.load()
     train(second)
     for a, b in ((whole.model, second.model), (whole.average, second.average)):
