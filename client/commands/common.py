@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from riverrun.client.credentials import SYSTEM, Tls, token_in
 from riverrun.client.errors import Error
 from riverrun.client.export import ExportError
+from riverrun.client.sources import SourceError
 from riverrun.client.sync import Client
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 
@@ -62,7 +63,7 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (Error, BadRequest, Unavailable, Corrupt, ExportError, OSError) as error:
+        except (Error, BadRequest, Unavailable, Corrupt, ExportError, SourceError, OSError) as error:
             code = f" ({error.code})" if isinstance(error, Error) else ""
             err.print(f"[bold red]error:[/] {_plain(error)}{code}", highlight=False, soft_wrap=True)
             ctx.exit(1)
