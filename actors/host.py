@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from riverrun.actors.directory import Directory, Placed
-from riverrun.actors.errors import Denied, NotFound
+from riverrun.actors.elsewhere import Elsewhere, check_token, no_session
 from riverrun.actors.grants import Grants
 from riverrun.actors.pressure import PressingPlacer, Pressure
 from riverrun.actors.principal import Principal
@@ -35,12 +34,10 @@ from riverrun.graphs.stage import BadRequest, EncoderHandle, StageHandle
 from riverrun.graphs.status import RunnerStatus
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Corrupt, Unavailable
-from riverrun.store.rebuild import noted, rebuilt
 from riverrun.store.records import Conflict, SessionRecord, SessionState, Store, token_digest
 
 log = logging.getLogger(__name__)
 MAX_CLIENT_ID = 128
-TAKE_TRIES = 8
 HANDOVER_S = 0.5
 """A client waits so long before it goes to the next gateway."""
 
@@ -108,6 +105,7 @@ class SessionHost:
         self._adopting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody holds one
         self.directory, self.store, self.clock, self.config, self.name = directory, store, clock, config, name
         self.grants = Grants(store, clock, config.store_grace_s)
+        self.elsewhere = Elsewhere(store, vault, self.grants, clock, name)
         self.closing = ""
         self.quotas = Quotas(config.auth, clock)
         self._hosted: dict[str, Hosted] = {}
@@ -193,7 +191,7 @@ class SessionHost:
     async def _adopt(self, session: str, token: str | None, received: Mapping[str, int]) -> Hosted:
         self._check_open()
         await self.grants.check()
-        taken = await self._take(session, token)
+        taken = await self.elsewhere.take(session, token)
         graph = self.directory.graph(taken.graph)
         encoders = await self.directory.encoders(graph)
         hosted = Hosted(self._runner(replace(taken, gateway=self.name), graph, {}, encoders), token or "")
@@ -211,27 +209,9 @@ class SessionHost:
         self._watch(session, hosted)
         return hosted
 
-    async def _take(self, session: str, token: str | None) -> SessionRecord:
-        """Puts this gateway in charge. Raises as `reach`."""
-        if self.vault is None:
-            raise Unavailable(f"session {session} does not run here, and this service keeps no checkpoints")
-        for attempt in range(TAKE_TRIES):
-            record = await self.record(session)
-            if token is not None:
-                check_token(record, token)
-            if record.state.ended:
-                raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
-            epoch = max(record.epoch, await self.vault.max_epoch(session)) + 1
-            try:
-                return await self.store.take(session, record.version, epoch, secrets.token_hex(8))
-            except Conflict:  # its runner lives and has just written
-                if attempt == TAKE_TRIES - 1:
-                    raise
-        raise AssertionError("the last try returns or raises")
-
     async def suspend(self, session: str, reason: str) -> None:
         """Puts a session away. One that is away already is no error. Raises as `live`, Unavailable (not saved)."""
-        if session not in self._hosted and (await self.record(session)).state is SessionState.SUSPENDED:
+        if session not in self._hosted and (await self.elsewhere.record(session)).state is SessionState.SUSPENDED:
             return
         hosted = await self.live(session)
         if hosted.job:
@@ -277,64 +257,25 @@ class SessionHost:
             return hosted
         if hosted and isinstance(hosted.runner.fault, Conflict):  # another gateway's by now: what is true is stored
             hosted = None
-        record = hosted.runner.record if hosted else await self.record(session)
-        if record.state.ended:
-            raise SessionEnded(f"session {session} is {record.state.value}: {record.reason}")
-        if record.state is SessionState.SUSPENDED:
-            raise SessionEnded(f"session {session} is suspended: {record.reason}; connect with its resume_token")
-        if record.gateway == self.name:
-            raise SessionEnded(f"session {session} has ended; the store was away, so why is not known")
-        raise Unavailable(f"session {session} is of gateway {record.gateway or 'unknown'}, which is not this one")
-
-    async def record(self, session: str) -> SessionRecord:
-        """What the store has of a session; if it has lost it, what its checkpoints tell. Raises NotFound."""
-        record = await self.store.get(session) or await self._rebuilt(session)
-        if record is None:
-            await self.grants.check()  # it may be one that the store has yet to be told of again
-            raise no_session(session)
-        return record
-
-    async def _rebuilt(self, session: str) -> SessionRecord | None:
-        try:
-            left = noted(await self.vault.manifests(session)) if self.vault else None
-        except BadRequest:  # nothing that could be a session's name
-            return None
-        if self.vault is None or left is None:
-            return None
-        await self.grants.check_lost()
-        record = rebuilt(left, await self.vault.age_s(session, self.clock.now()))
-        return await self.store.create(record) if record else None
+        raise self.elsewhere.why_not_here(hosted.runner.record if hosted else await self.elsewhere.record(session))
 
     async def check_owner(self, session: str, who: Principal) -> None:
         """Raises NotFound for a session which `who` is not to see, in the words for one that there is not."""
         hosted = self._hosted.get(session)
-        record = hosted.runner.record if hosted else await self.record(session)
+        record = hosted.runner.record if hosted else await self.elsewhere.record(session)
         if not who.sees(record.tenant):
             raise no_session(session)
-
-    async def shown(self, records: Iterable[SessionRecord]) -> list[SessionRecord]:
-        """Stored records as those who ask should see them: what only the record calls live counts as failed."""
-        alive = await self.store.gateways()
-        return [as_seen(record, self.name, alive, keeps=bool(self.vault)) for record in records]
 
     async def close(self, session: str, reason: str) -> None:
         """Ends a session; one that has ended is no error. Raises NotFound, Unavailable (it is another gateway's)."""
         try:
             hosted = await self.live(session)
         except SessionEnded:
-            record = await self.record(session)
+            record = await self.elsewhere.record(session)
             if not record.state.runs and not record.state.ended:
-                await self.discard(record, reason)
+                await self.elsewhere.discard(record, reason)
             return
         await hosted.runner.close(reason)
-
-    async def discard(self, record: SessionRecord, reason: str) -> None:
-        """Ends a suspended session: its record says so, and what is kept for it is deleted. Raises Conflict if it is
-        not as `record` has it any more."""
-        taken = await self.store.take(record.id, record.version, record.epoch + 1, secrets.token_hex(8))
-        await self.store.update(replace(taken, state=SessionState.CLOSED, reason=reason, manifests=()))
-        if self.vault:
-            await self.vault.forget(record.id)
 
     async def close_all(self, reason: str) -> None:
         """Ends every session and waits until all is freed; from now on none is opened. What the store has missed of
@@ -457,31 +398,3 @@ def runner_config(config: ServiceConfig) -> RunnerConfig:
         grace_s=keep.grace_s,
         suspend_idle=keep.suspend_idle,
     )
-
-
-def check_token(record: SessionRecord, token: str) -> None:
-    """Raises Denied unless `token` is the session's resume token."""
-    if not hmac.compare_digest(token_digest(token), record.token_digest):
-        raise Denied("resume_token is not this session's; Sessions.Create gives it to the creator")
-
-
-def no_session(session: str) -> NotFound:
-    return NotFound(f"there is no session {session!r}; it may have ended and been forgotten")
-
-
-def as_seen(record: SessionRecord, here: str, alive: Collection[str], keeps: bool = False) -> SessionRecord:
-    """A stored record of a session that does not run at gateway `here`. alive: the gateways that are. keeps: there are
-    checkpoints, so its client can go on with it.
-
-    It may call a session live whose gateway died, or could not tell the store of its end.
-    """
-    if record.state.ended or (record.gateway in alive and record.gateway != here):
-        return record
-    if record.state is SessionState.SUSPENDED:
-        return record
-    why = f"its gateway {record.gateway} is gone"
-    if record.gateway == here:
-        why = "it has ended; the store was away, so why is not known"
-    if keeps:
-        return replace(record, reason=f"{why}; connect with its resume_token to go on")
-    return replace(record, state=SessionState.FAILED, reason=why)

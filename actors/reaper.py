@@ -95,7 +95,7 @@ class Reaper:
                 log.info("session %s: its checkpoints are deleted, %.0f s old", session, age_s)
                 await vault.forget(session)
             case Fate.CLOSE if stored:
-                await self._host.discard(stored, f"nobody came back for {self._keep.retention_s:g} s")
+                await self._host.elsewhere.discard(stored, f"nobody came back for {self._keep.retention_s:g} s")
             case _:
                 await vault.sweep(session, now - STRAY_S)
 

@@ -64,7 +64,7 @@ class Sessions(rpc.SessionsServicer):
         size = min(request.page_size or 50, MAX_PAGE)
         page = await self._host.store.page(size, request.page_token, request.include_ended, caller().scope)
         found = []
-        for record in await self._host.shown(page.records):
+        for record in await self._host.elsewhere.shown(page.records):
             if hosted := self._host.find(record.id):
                 found.append(messages.live_session(hosted))
             elif request.include_ended or not record.state.ended:
@@ -100,7 +100,7 @@ class Sessions(rpc.SessionsServicer):
         await self._host.check_owner(session, caller())
         if hosted := self._host.find(session):
             return messages.live_session(hosted)
-        (record,) = await self._host.shown([await self._host.record(session)])
+        (record,) = await self._host.elsewhere.shown([await self._host.elsewhere.record(session)])
         return messages.stored_session(record)
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from riverrun.actors.directory import Placed
-from riverrun.actors.host import SessionHost, SessionWish, as_seen
+from riverrun.actors.elsewhere import as_seen
+from riverrun.actors.host import SessionHost, SessionWish
 from riverrun.configs import ServiceConfig
 from riverrun.graphs import keeper
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
@@ -77,14 +78,14 @@ def test_an_end_is_told_to_the_store_when_it_is_back():
         host = host_on(store)
         session = await ended_unseen(host, store)
         await until(lambda: store.refused > 3)
-        (shown,) = await host.shown([await store.get(session)])
+        (shown,) = await host.elsewhere.shown([await store.get(session)])
         assert (shown.state, "the store was away" in shown.reason) == (SessionState.FAILED, True)
         store.away = False
         async with asyncio.timeout(10):
             while not (stored := await store.get(session)).state.ended:
                 await asyncio.sleep(0.001)
         assert (stored.state, stored.reason) == (SessionState.CLOSED, "enough")
-        assert await host.shown([stored]) == [stored]
+        assert await host.elsewhere.shown([stored]) == [stored]
 
     asyncio.run(body())
 

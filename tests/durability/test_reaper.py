@@ -94,7 +94,7 @@ def test_a_round_leaves_live_sessions_and_those_put_away_alone(w, clock, run, ho
         await clock.advance(2500)
         await reaper.round()
         assert await world.blobs.sessions() == [lives.runner.record.id]
-        closed = await host.record(away.runner.record.id)
+        closed = await host.elsewhere.record(away.runner.record.id)
         assert (closed.state, "nobody came back for 7000 s" in closed.reason) == (S.CLOSED, True)
         await lives.runner.control(_pause(False, 2))
         more = w.Client()

@@ -102,7 +102,7 @@ def test_after_a_restart_nothing_is_granted_for_a_while_and_runners_tell_of_thei
                 with pytest.raises(Unavailable, match="sessions that run come first: try again in 10 s"):
                     await host.create(WISH)
                 with pytest.raises(Unavailable, match="sessions that run come first"):
-                    await host.record("of another gateway, perhaps")
+                    await host.elsewhere.record("of another gateway, perhaps")
             elif loses:  # this one never saw the old store, but the new one is too young to be believed
                 with pytest.raises(Unavailable, match="sessions that run come first"):
                     await host_of.reach(session, hosted.token)

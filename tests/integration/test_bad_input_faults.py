@@ -208,7 +208,7 @@ def test_a_session_that_another_gateway_has_taken_is_aborted_here(stubs, running
 
     async def delete() -> None:
         host = running.service._gateway._host
-        stage, placement = next(iter((await host.record(session.session_id)).placement.items()))
+        stage, placement = next(iter((await host.elsewhere.record(session.session_id)).placement.items()))
         handle = await host.directory.placer(host.directory.graph("synthetic")).find(stage, placement)
         await handle.close(session.session_id, Epoch(2, "another"))
         await host.store.delete(session.session_id)
