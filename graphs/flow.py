@@ -33,6 +33,7 @@ from riverrun.graphs.stage import (
     Epoch,
     InputLost,
     InputRefused,
+    Mismatch,
     SaveOrder,
     StageGone,
     StageHandle,
@@ -52,6 +53,7 @@ _WHAT: Mapping[type, str] = {
     UnknownSession: "lost its state",
     StaleEpoch: "was taken over by another gateway",
     StepFailed: "can't go on",
+    Mismatch: "can't go on",
     Corrupt: "failed",
 }
 
