@@ -5,18 +5,25 @@ What the pictures look like is measured elsewhere (`bench/vsr`). A neighbour str
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from fractions import Fraction
 
+import av
+import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from riverrun.client.errors import BadRequest, Error
 from riverrun.client.sync import Client
 from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import Header, Joiner, encode, split
+from riverrun.tests.client.test_sources import UNEVEN, film
 
-from .conftest import Running, Stubs, eventually
+from .conftest import DEADLINE_S, Running, Stubs, eventually
 
 HEIGHT, WIDTH = 12, 16
 SIZE = {"height": HEIGHT, "width": WIDTH}
@@ -35,14 +42,14 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rr(service):
+    names = ("infvsr-world",)
     with Client(service.service.address) as client:
+        eventually(lambda: all(m.outputs for m in client.models(start=names) if m.name in names), 4 * DEADLINE_S)
         yield client
 
 
 @pytest.fixture(scope="module")
-def stubs(service):
-    import grpc
-
+def stubs(service, rr):
     with grpc.insecure_channel(service.service.address) as channel:
         yield Stubs(channel)
 
@@ -216,6 +223,41 @@ async def _broken(link):
 
     link._read = lost
     link._call.cancel()
+
+
+# ---- films, by the command ----
+
+
+def command(address, *words) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-c", "from riverrun.client.cli import main; main()", "run", "upscale", *map(str, words)]
+    return subprocess.run([*line, "--address", address], capture_output=True, text=True, timeout=4 * DEADLINE_S)
+
+
+def times_of(path) -> list[Fraction]:
+    with av.open(str(path)) as container:
+        return [frame.pts * frame.time_base for frame in container.decode(video=0)]
+
+
+def test_a_film_goes_in_and_a_film_like_it_comes_out(service, tmp_path):
+    path = film(tmp_path / "in.mp4", UNEVEN, rotation=90, sound=True)
+    done = command(service.service.address, "--in", path, "--out", tmp_path / "out.mp4")
+    assert (done.returncode, "8 frames of upscale" in done.stdout) == (0, True), done.stderr
+    assert times_of(tmp_path / "out.mp4") == times_of(path)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        first = next(container.decode(video=0))
+        assert (first.height, first.width, first.rotation) == (96, 128, 90)
+        assert container.streams.audio
+
+
+def test_a_damaged_folder_is_upscaled_to_where_it_breaks(service, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, frame in enumerate(video(5)):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "3.png").write_bytes(b"no picture")
+    done = command(service.service.address, "--in", tmp_path / "in", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "frame 3 (3.png) can't be read" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{n:06d}.png" for n in range(3)]
 
 
 # ---- what is wrong ----

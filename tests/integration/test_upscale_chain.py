@@ -13,7 +13,7 @@ from riverrun.configs import load_service
 from riverrun.models.synthetic import colour
 from riverrun.protos import riverrun_pb2 as pb
 
-from .conftest import Running, Stubs, eventually
+from .conftest import DEADLINE_S, Running, Stubs, eventually
 
 SEED = 7
 MIB = 1 << 20
@@ -55,12 +55,18 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rr(service):
+    names = (
+        "infvsr-world",
+        "longlive-world",
+        "teller",
+    )
     with Client(service.service.address) as client:
+        eventually(lambda: all(m.outputs for m in client.models(start=names) if m.name in names), 4 * DEADLINE_S)
         yield client
 
 
 @pytest.fixture(scope="module")
-def stubs(service):
+def stubs(service, rr):
     with grpc.insecure_channel(service.service.address) as channel:
         yield Stubs(channel)
 
