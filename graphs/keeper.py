@@ -72,8 +72,8 @@ class RecordKeeper:
     async def commit(self, **changes: Any) -> None:
         """Changes the record and writes it, and lines that are still to be written."""
         self._fold(0)
-        folded = {"folded": tuple(self._folded.values()), "folded_to": dict(self._folded_to)}
-        self.record = replace(self.record, **changes, **folded, updated=self._clock.now())
+        changes |= {"folded": tuple(self._folded.values()), "folded_to": dict(self._folded_to)}
+        self.record = replace(self.record, **changes, updated=self._clock.now())
         async with self._lock:
             await self._softly(self._write_record)
 

@@ -13,7 +13,7 @@ import pytest
 
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
-from riverrun.graphs.graph import Graph
+from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Event, Frame, Item
 from riverrun.graphs.runner import Runner
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StepReply, StepRequest, UnknownSession
@@ -292,6 +292,34 @@ def ended(items: list[Any]) -> Event:
     return items[-1]
 
 
+def at_step(seq: int, error: Exception) -> Callable[[StepRequest], None]:
+    """For `FakeStage.fail`."""
+
+    def fail(request: StepRequest) -> None:
+        if request.seq == seq:
+            raise error
+
+    return fail
+
+
+CHAIN = Graph(
+    "g",
+    (StageSpec("a", "world"), StageSpec("b", "up"), StageSpec("c", "geo")),
+    {"frames": Endpoint("c", "frames")},
+    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")), Edge(Endpoint("b", "frames"), Endpoint("c", "frames"))),
+)
+
+
+def chain() -> dict[str, FakeStage]:
+    """A source that takes prompts, and two that give on what they get."""
+    into = ("frames",)
+    return {"a": FakeStage(controls=("prompt",)), "b": FakeStage(inputs=into), "c": FakeStage(inputs=into)}
+
+
+def chain_rig(**options: Any) -> Rig:
+    return Rig(CHAIN, chain(), **options)
+
+
 @pytest.fixture
 def lab() -> Any:
     """The names above, for tests (test folders are no packages)."""
@@ -299,6 +327,10 @@ def lab() -> Any:
 
     return types.SimpleNamespace(
         Rig=Rig,
+        CHAIN=CHAIN,
+        chain=chain,
+        at_step=at_step,
+        chain_rig=chain_rig,
         FakeStage=FakeStage,
         FakeEncoder=FakeEncoder,
         FakeClock=FakeClock,
