@@ -91,6 +91,13 @@ class SessionTable:
             session.life, session.blank = life, blank
             return session
 
+    def placed(self, request: OpenRequest, life: int) -> StageSession | None:
+        """The session, if this life of it was put here already: the request comes a second time."""
+        with self.lock:
+            known = self._sessions.get(request.session)
+            is_this = known and known.state is not None and (known.epoch, known.life) == (request.epoch, life)
+            return known if is_this else None
+
     def find(self, session: str, epoch: Epoch) -> StageSession:
         """The live session, its epoch checked and raised. Raises UnknownSession, StepFailed, StaleEpoch."""
         with self.lock:

@@ -173,8 +173,11 @@ class StageWorker:
                 session.blank = self.model.open(params, opening.seed)
 
     def restore(self, request: RestoreRequest) -> RestoreReply:
-        """Puts a State here; one of an earlier life is replaced. Raises Corrupt, NoRoom, StaleEpoch, Unavailable."""
+        """Puts a State here; one of an earlier life is replaced, a repeat returns the same. Raises Corrupt, NoRoom,
+        StaleEpoch, Unavailable."""
         opening = request.opening
+        if again := self._table.placed(opening, request.life):
+            return RestoreReply(again.description, self.incarnation, again.stand())
         params = parse_params(self.model.Params, opening.params)
         session = self._table.replace(opening, request.life, *self._described(params))
         with self._ending_else(session, f"session {opening.session} could not be restored"):

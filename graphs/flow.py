@@ -87,7 +87,7 @@ class Flow:
         self.observer = observer
         self.session_id = keeper.record.id
         self.epoch = Epoch(keeper.record.epoch, keeper.record.nonce)
-        self.is_paused = False
+        self.is_paused = self._is_stopped = False
         self.sources_ended = False
         self.graph = graph
         self._keeper = keeper
@@ -175,13 +175,15 @@ class Flow:
         return min(frames, self._max_frames) if self._max_frames and ring is self.audience.first else frames
 
     async def hold(self, hold: bool) -> None:
-        """Returns when no step is in hand and none will begin; or lets them go on."""
+        """Returns when no step is in hand and none will begin, or the session is over; or lets them go on."""
         for driver in self.drivers.values():
             driver.is_held = hold
         self.signal.notify()
         if hold:
             await self.signal.until(
-                lambda: not any(d.is_stepping or d.is_moving or d.fault for d in self.drivers.values())
+                lambda: (
+                    self._is_stopped or not any(d.is_stepping or d.is_moving or d.fault for d in self.drivers.values())
+                )
             )
 
     async def push(self, port: str, chunk: Chunk, gone: Callable[[], bool]) -> None:
@@ -247,6 +249,8 @@ class Flow:
     async def stop(self) -> None:
         """The session is over: nothing is moved, fetched or saved any more, what was put on other actors is freed, and
         what lies between stages is let go."""
+        self._is_stopped = True
+        self.signal.notify()
         for task in (tasks := [*self._moves, *self._tasks]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

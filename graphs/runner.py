@@ -197,6 +197,7 @@ class Runner:
             raise BadRequest(f"session {self.record.id} can't be suspended: this service keeps no checkpoints")
         try:
             await flow.hold(True)
+            self._live()
             await flow.saver.save_all(state=SessionState.SUSPENDED, reason=reason, **flow.marks())
         except BaseException:
             await flow.hold(False)
