@@ -34,16 +34,16 @@ def _row(truth: Piece, said: Watched) -> np.ndarray:
     true = torch.where(truth.depth.isfinite(), truth.depth, 0.0)
     scale = depth_scale(said.depth, true)
     middle = len(truth.frames) // 2
-    panels = [truth.frames[middle].numpy(), coloured(true[middle]), coloured(scale * said.depth[middle], true[middle])]
+    panels = [truth.frames[middle].numpy(), coloured(true[middle]), coloured(scale * said.depth[middle])]
     panels = [np.asarray(Image.fromarray(panel).resize((SIZE, SIZE), Image.Resampling.NEAREST)) for panel in panels]
     return np.concatenate([*panels, _from_above(truth, said, scale)], axis=1)
 
 
-def coloured(depth: Tensor, mask: Tensor | None = None, near: float = 2.0, far: float = 12.0) -> np.ndarray:
-    """uint8 [H, W, 3]: near is bright and warm; black where mask (default: depth itself) is 0."""
+def coloured(depth: Tensor, near: float = 2.0, far: float = 12.0) -> np.ndarray:
+    """uint8 [H, W, 3]: near is bright and warm; black where it is 0."""
     share = (1 - (depth.clamp(near, far).log() - np.log(near)) / (np.log(far) - np.log(near))).numpy()
     colour = np.stack([share, 0.25 + 0.5 * share * share, 0.55 * (1 - share) + 0.15], axis=-1)
-    colour[(depth if mask is None else mask).numpy() <= 0] = 0
+    colour[depth.numpy() <= 0] = 0
     return (255 * colour).clip(0, 255).astype(np.uint8)
 
 
