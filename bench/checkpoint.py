@@ -57,7 +57,7 @@ QUICK = Plan(repeats=3, blobs=(64 << 20,), scenes=2, blocks=16)
 
 @dataclass(frozen=True)
 class Cost:
-    """One kind of snapshot of one model; milliseconds (copy, restore: of processor time). held: bytes of the session."""
+    """One kind of snapshot of one model; milliseconds (copy, restore: processor time). held: bytes of the session."""
 
     model: str
     kind: str
