@@ -34,6 +34,7 @@ end
 redis.call('HSET', KEYS[1], 'version', 1, 'json', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -ARGV[6] - 1)
 redis.call('SADD', KEYS[3], ARGV[1])
 return ARGV[1]
 """
@@ -129,7 +130,7 @@ class RedisJobs:
         client = f"rr:jobclient:{record.tenant}:{record.client_id}" if record.client_id else ""
         with reached():
             ttl = int(record.ttl_s * 1000)
-            args = [record.id, record.to_json(), repr(record.created), client, ttl]
+            args = [record.id, record.to_json(), repr(record.created), client, ttl, LISTED]
             held = await self._create(keys=[_key(record.id), INDEX, RUNNING], args=args)
         return (await self.get(held) or record) if held != record.id else record
 

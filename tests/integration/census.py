@@ -74,11 +74,11 @@ def keys(url: str) -> dict[str, int]:
 
 
 def forget_ended(url: str) -> None:
-    """Lets the time pass after which the store forgets ended sessions."""
+    """Lets the time pass after which the store forgets ended sessions and jobs."""
     store: Any = redis.Redis.from_url(url, decode_responses=True)
     try:
         for key in store.scan_iter("rr:*"):
-            if key.startswith(("rr:{", "rr:client:")):
+            if key.startswith(("rr:{", "rr:client:", "rr:job:", "rr:jobclient:")):
                 assert store.pttl(key) > 0, key
                 store.pexpire(key, 1)
     finally:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from riverrun.models.base import Corrupt
+from riverrun.store import jobs
 from riverrun.store.jobs import JobRecord
 from riverrun.store.records import Conflict, ScriptEntry
+from riverrun.store.sessions import SessionStore
 
 
 def record(job="j1", **fields):
@@ -62,6 +65,21 @@ def test_running_ones_and_a_tenant_s(with_store):
         await store.check()
 
     with_store(body)
+
+
+def test_the_list_is_bounded(server, monkeypatch):
+    async def body():
+        monkeypatch.setattr(jobs, "LISTED", 5)
+        store = SessionStore(server.url)
+        await store._redis.flushall()
+        for n in range(12):
+            await store.jobs.create(record(f"j{n:02d}", created=float(n)))
+        assert [job.id for job in await store.jobs.all()] == ["j11", "j10", "j09", "j08", "j07"]
+        assert await store._redis.zcard(jobs.INDEX) == 5
+        assert len(await store.jobs.running()) == 12
+        await store.close()
+
+    asyncio.run(body())
 
 
 def test_what_is_no_record_is_corrupt():
