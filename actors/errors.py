@@ -17,7 +17,7 @@ from grpc import StatusCode as Code
 
 from riverrun.actors.sessions import NoRoom
 from riverrun.graphs.runner import SessionEnded
-from riverrun.graphs.stage import Mismatch, StaleEpoch, StepFailed
+from riverrun.graphs.stage import Lost, Mismatch, StaleEpoch, StepFailed
 from riverrun.models.base import BadRequest, Corrupt, Unavailable, one_line
 from riverrun.protos.wire import WireError
 from riverrun.store.records import Conflict
@@ -88,7 +88,7 @@ _MEANINGS: tuple[tuple[type[Exception], Meaning], ...] = (  # the first that fit
 
 def meaning(error: Exception) -> Meaning:
     """The code and reason of any exception; INTERNAL for what is none of ours."""
-    if isinstance(error, SessionFailed) and isinstance(error.fault, Unavailable | Mismatch):
+    if isinstance(error, SessionFailed) and isinstance(error.fault, Unavailable | Mismatch | Lost):
         return meaning(error.fault)
     return next((m for kind, m in _MEANINGS if isinstance(error, kind)), Meaning(Code.INTERNAL, "INTERNAL"))
 

@@ -9,6 +9,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -166,7 +167,7 @@ class SessionHost:
         """
         async with self._adopting.setdefault(session, asyncio.Lock()):
             hosted = self._hosted.get(session)
-            if hosted and hosted.runner.state.runs and not await self._is_lost(hosted):
+            if hosted and hosted.runner.state.runs and not await self._is_lost(hosted, received or {}):
                 return hosted
             if hosted:
                 await hosted.runner.ended()  # and only then it can be taken up
@@ -178,14 +179,20 @@ class SessionHost:
         if self._hosted.get(session) is hosted:
             del self._hosted[session]
 
-    async def _is_lost(self, hosted: Hosted) -> bool:
-        """Whether another gateway has taken the session over; then its runner here has stopped."""
-        mine = hosted.runner.record
-        with contextlib.suppress(Unavailable):  # nobody can take it over while the store is away
+    async def _is_lost(self, hosted: Hosted, received: Mapping[str, int] = MappingProxyType({})) -> bool:
+        """Whether another gateway has taken the session over; then its runner here has stopped. Raises Unavailable
+        where its client's frames say so, and the store can't be asked."""
+        mine, is_overtaken = hosted.runner.record, hosted.runner.is_overtaken(received)
+        try:
             stored = await self.store.get(mine.id)
-            if stored and (stored.epoch, stored.nonce) != (mine.epoch, mine.nonce):
-                await hosted.runner.lose()
-                return True
+            later = await self.vault.max_epoch(mine.id) if is_overtaken and self.vault else 0
+        except Unavailable:
+            if is_overtaken:
+                raise
+            return False  # nobody can take it over while the store is away
+        if later > mine.epoch or (stored and (stored.epoch, stored.nonce) != (mine.epoch, mine.nonce)):
+            await hosted.runner.lose()
+            return True
         return False
 
     async def _adopt(self, session: str, token: str | None, received: Mapping[str, int]) -> Hosted:

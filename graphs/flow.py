@@ -33,6 +33,7 @@ from riverrun.graphs.stage import (
     Epoch,
     InputLost,
     InputRefused,
+    Lost,
     Mismatch,
     SaveOrder,
     StageGone,
@@ -408,7 +409,7 @@ class Flow:
     async def _drive(self, driver: StageDriver) -> None:
         try:
             await driver.run()
-        except (NoPlace, ScriptRefused, Conflict):
+        except (NoPlace, ScriptRefused, Lost, Conflict):
             raise
         except (Unavailable, Corrupt, BadRequest) as error:
             kind = next((k for k in _WHAT if isinstance(error, k)), Corrupt)

@@ -23,6 +23,7 @@ from riverrun.graphs.stage import (
     DiedWith,
     EncoderHandle,
     Epoch,
+    Lost,
     Mismatch,
     OpenRequest,
     Placer,
@@ -130,7 +131,11 @@ class Recovery:
                 self.leave(handle, driver.life)  # it may have done it, or do so yet
                 raise
             return handle, reply, replace(placement, incarnation=reply.incarnation)
-        raise Corrupt(f"stage {name!r} is lost: no checkpoint can be used, and what it was given is gone")
+        first = driver.next_on_first_port[1]
+        raise Lost(
+            f"stage {name!r} is lost: no checkpoint can be used, and what it was given is gone;"
+            f" the first of its frames that was not made yet is {first}"
+        )
 
     def _sources(self, driver: StageDriver) -> list[Manifest | None]:
         """Checkpoints to try, newest first; at last the beginning, where all that was taken in is still there."""

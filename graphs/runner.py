@@ -226,6 +226,13 @@ class Runner:
         flow = self._live()
         return {name: flow.edges[at].due_frame for name, at in self._graph.inputs.items()}
 
+    def is_overtaken(self, received: Mapping[str, int]) -> bool:
+        """Whether a client has frames that were not made here, by graph output: another gateway may have gone on."""
+        rings = self._flow.audience.rings if self._flow else {}
+        return any(
+            n > rings[name].next_frame and not rings[name].resumed for name, n in received.items() if name in rings
+        )
+
     def catch_up(self) -> Coroutine[None, None, None]:
         """Of a session that has ended: waits until the store has its record. Raises Conflict.
 

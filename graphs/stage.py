@@ -46,6 +46,10 @@ class StageGone(Unavailable):
     """The actor or its process died; its states are lost."""
 
 
+class Lost(Corrupt):
+    """A stage can't be brought back: no checkpoint can be used, and what its steps were given is gone."""
+
+
 class ActorDied(StageGone):
     """The stage's actor is dead for certain, and with it all that lived there."""
 

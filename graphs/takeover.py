@@ -21,6 +21,7 @@ from riverrun.graphs.opening import answer, let_go
 from riverrun.graphs.recovery import RecoveryConfig
 from riverrun.graphs.stage import (
     Epoch,
+    Lost,
     Mismatch,
     OpenRequest,
     RestoreRequest,
@@ -125,7 +126,11 @@ class TakeOver:
             placement = replace(placement, incarnation=reply.incarnation)
             about = (handle, placement, reply.description, reply.mark, (), floor)
             return Stand(*about, lives=False, life=life, logged=self._logged(name))
-        raise Corrupt(f"stage {name!r} is lost: no checkpoint can be used, and what its first steps carried is gone")
+        first = {output: mark.emitted for output, mark in self.record.ports.items()}
+        raise Lost(
+            f"stage {name!r} is lost: no checkpoint can be used, and what its first steps carried is gone;"
+            f" the first frames that were not made yet are {first}"
+        )
 
     def _sources(self, name: str, behind: Mapping[str, Stand]) -> list[Manifest | None]:
         """Checkpoints to try; at last the beginning, where it is known what all steps carried."""

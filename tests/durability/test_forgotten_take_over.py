@@ -1,0 +1,74 @@
+"""What a runner that has taken a session over does with a store, a stage or a client that is behind or ahead of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from grpc import StatusCode
+
+from riverrun.actors.errors import SessionFailed, meaning
+from riverrun.graphs.edge import EdgeQueue
+from riverrun.graphs.graph import Endpoint
+from riverrun.graphs.keeper import RecordKeeper
+from riverrun.graphs.ring import OutputRing
+from riverrun.graphs.stage import Lost
+from riverrun.graphs.steplog import StepLog
+from riverrun.graphs.waiting import Signal, SystemClock
+from riverrun.models.base import Control
+from riverrun.store.memory import MemoryStore
+from riverrun.store.records import Conflict, SessionRecord, SessionState
+
+
+async def _committed(ours: SessionRecord, stored: SessionRecord) -> SessionRecord | None:
+    store = MemoryStore()
+    await store.create(stored)
+    keeper = RecordKeeper(ours, store, SystemClock(), keep=8, timeout_s=60)
+    await keeper.commit(state=SessionState.RUNNING)
+    return await store.get(ours.id)
+
+
+def test_a_store_that_forgot_a_take_over_is_told_again():
+    """It failed over to a replica without that write; the runner before may not write any more."""
+    before = SessionRecord("s1", "g", nonce="n1", epoch=1)
+    stored = asyncio.run(_committed(SessionRecord("s1", "g", nonce="n2", epoch=2, version=2), before))
+    assert stored is not None
+    assert (stored.epoch, stored.nonce, stored.state) == (2, "n2", SessionState.RUNNING)
+
+
+def test_a_store_that_granted_the_same_epoch_to_another_is_believed():
+    other = SessionRecord("s1", "g", nonce="n3", epoch=2)
+    with pytest.raises(Conflict):
+        asyncio.run(_committed(SessionRecord("s1", "g", nonce="n2", epoch=2, version=2), other))
+
+
+def test_a_stage_that_is_lost_is_data_loss_to_the_client():
+    lost = Lost("stage 'a' is lost; the first of its frames that was not made yet is 7")
+    assert meaning(SessionFailed(str(lost), lost)).code is StatusCode.DATA_LOSS
+
+
+def test_a_ring_is_behind_until_it_has_what_its_client_was_sent():
+    ring = OutputRing("frames", 4, None, None, Signal(), None)  # type: ignore[arg-type]
+    ring.begin_at(chunk=0, frame=0, sent=3)
+    assert ring.is_behind
+    ring.next_frame = 3
+    assert not ring.is_behind
+    ring.cursor = 4  # where its client comes back
+    assert ring.is_behind
+    ring.set_lossless(False)
+    assert not ring.is_behind
+
+
+def test_input_that_is_forgotten_unseen_is_counted_by_frames():
+    """Of a session that was taken over, its chunks were taken under the runner before."""
+    edge = EdgeQueue(Endpoint("a", "in"), 4, from_client=True)
+    edge.begin_at(0, 0, 5, 10)
+    edge.commit(3, 6)
+    assert (edge.base, edge.base_frame) == (3, 6)
+
+
+def test_what_a_log_has_forgotten_stays_forgotten():
+    log = StepLog(controls={5: (Control(1, "prompt", "p"),)})
+    log.forget(4)
+    log.forget(2)
+    assert log.base == 4
