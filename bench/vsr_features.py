@@ -53,5 +53,6 @@ class Features:
         more = [max((-(-side // stride) - 1) * stride + weight.shape[2] - side, 0) for side in x.shape[2:]]
         x = F.pad(x, (more[1] // 2, more[1] - more[1] // 2, more[0] // 2, more[0] - more[0] // 2))
         x = F.conv2d(x, weight, stride=stride, groups=groups)
-        parts = (self.weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(x, *parts, eps=1e-3)
+        names = ("running_mean", "running_var", "weight", "bias")
+        mean, variance, scale, shift = (self.weights[f"{norm}.{name}"] for name in names)
+        return F.batch_norm(x, mean, variance, scale, shift, eps=1e-3)

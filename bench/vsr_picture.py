@@ -46,6 +46,8 @@ def _row(name: str, truth: Tensor, small: Tensor, ours: Ours) -> Image.Image:
         db = f", {psnr(picture[None], truth[frame][None]):.1f} dB" if title in ("bicubic", "ours") else ""
         ImageDraw.Draw(sheet).text((at + 2, 3), f"{name}: {title}{db}", fill="black")
         part = picture[:, top : top + height, left : left + width].permute(1, 2, 0).numpy()
-        shown = Image.fromarray(np.ascontiguousarray(part)).resize((width * ZOOM, height * ZOOM), Image.NEAREST)
+        shown = Image.fromarray(np.ascontiguousarray(part)).resize(
+            (width * ZOOM, height * ZOOM), Image.Resampling.NEAREST
+        )
         sheet.paste(shown, (at, LINE))
     return sheet

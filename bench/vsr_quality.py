@@ -120,7 +120,8 @@ def rows(source: Source, ours: Ours, peers: Sequence[Peer], places: int) -> list
     looked = torch.tensor([first + i for first in at for i in range(RUN)])
     truth = source.truth[looked].unflatten(0, (-1, RUN))
     measured = []
-    for peer in [*peers, ours]:
+    upscalers: list[Peer | Ours] = [*peers, ours]
+    for peer in upscalers:
         start = time.process_time()
         if isinstance(peer, Ours):
             made, count, name = peer.upscale(small)[looked], len(small), "ours"
@@ -139,7 +140,7 @@ def rows(source: Source, ours: Ours, peers: Sequence[Peer], places: int) -> list
 def merged(worlds: Sequence[Row]) -> list[Row]:
     """The means over all rendered scenes, a row for each upscaler."""
     count = len({row.source for row in worlds})
-    means = []
+    means: list[Row] = []
     for name in dict.fromkeys(row.name for row in worlds):
         mine = [row for row in worlds if row.name == name]
         psnr_, gain, temporal, ms = (

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from riverrun.kernels.rope import angles_3d, rotate, rotation
 from riverrun.kernels.shared import TextEntry
-from riverrun.models.super_resolution.decoder import ConditionalDecoder, DecoderConfig, enlarged
+from riverrun.models.super_resolution.decoder import ConditionalDecoder, DecoderConfig, MemoryBlock, enlarged
 from riverrun.models.super_resolution.guidance import VisualGuidance
 from riverrun.models.super_resolution.restorer import SIGMA, TIMESTEP
 from riverrun.models.super_resolution.swin import SwinConfig
@@ -102,11 +103,14 @@ class Band:
 def start(decoder: ConditionalDecoder) -> None:
     """Starting values: quiet residual branches, latents that say nothing yet, and an output far smaller than what is
     wanted. A large one is first learnt away, and all features with it (tiny runs never came back from that)."""
+    blocks: list[MemoryBlock] = []
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, a=0.1)
-            nn.init.zeros_(module.bias)
-    for block in decoder.memory:
+            nn.init.zeros_(cast(Tensor, module.bias))
+        if isinstance(module, MemoryBlock):
+            blocks.append(module)
+    for block in blocks:
         block.conv2.weight.mul_(0.3)
     decoder.latents_in.weight.zero_()
     decoder.head.weight.mul_(0.005)
