@@ -1,9 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import riverrun.weights
+from riverrun.actors.loading import build
 from riverrun.bench.adherence import Rig, held_out_scenes
+from riverrun.configs import load_model
+from riverrun.models.base import Chunk
 from riverrun.train.captions import build_tokenizer
 from riverrun.train.measure import count_colours
 from riverrun.train.world import render
@@ -39,10 +43,22 @@ def test_the_shipped_tokenizer_is_the_one_the_recipe_builds(rig):
     assert rig.encoder.tokenizer(text)["input_ids"] == ids[: ids.index(1) + 1]
 
 
+def test_the_geometry_stage_loads_and_speaks_of_a_frame():
+    model = build(load_model("infinitevggt-world"))
+    state = model.open(model.Params(), seed=0)
+    model.push(state, Chunk("frames", np.zeros((1, 64, 64, 3), np.uint8), 0, 1, 1, 0))
+    (chunks,) = model.step([state])
+    said = {chunk.port: chunk.data for chunk in chunks}
+    assert said["depth"].shape == (1, 112, 112)
+    assert said["points"].shape == (1, 112, 112, 3)
+    assert all(np.isfinite(said[port]).all() for port in ("depth", "points", "camera", "confidence"))
+    assert model.describe(model.Params()).retained_bytes < 50e6
+
+
 def test_they_are_small_and_each_has_a_card():
     files = sorted(WEIGHTS.glob("world-*.safetensors"))
     vsr = [f"world-vsr-{part}" for part in ("decoder", "dit", "guidance", "vae")]
-    assert [file.stem for file in files] == ["world-dit", "world-text", "world-vae", *vsr]
+    assert [file.stem for file in files] == ["world-dit", "world-text", "world-vae", "world-vggt", *vsr]
     cards = {file.stem: "world-vsr" if file.stem in vsr else file.stem for file in files}
     assert all((WEIGHTS / f"{card}.md").is_file() for card in cards.values())
     assert all(file.with_suffix(".json").is_file() for file in files)
