@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import ray
 
 from riverrun.protos import riverrun_pb2 as pb
 
 from .conftest import DEADLINE_S, Running, Stubs, eventually
-from .pair import two_gateways
+from .pair import started, two_gateways
 
 GRAPHS = {"one": "stages: {a: {model: pair}}\noutputs: {frames: a.frames}\n"}
 FRAMES = 240
@@ -36,7 +37,7 @@ def get(stubs: Stubs, job: pb.Job) -> pb.Job:
 
 
 def ended(stubs: Stubs, job: pb.Job) -> pb.Job:
-    return list(stubs.jobs.Watch(pb.GetJobRequest(job_id=job.job_id), timeout=DEADLINE_S))[-1]
+    return list(stubs.jobs.Watch(pb.GetJobRequest(job_id=job.job_id), timeout=4 * DEADLINE_S))[-1]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -86,6 +87,20 @@ def test_a_gateway_stops_dead_and_the_other_goes_on(gateways, tmp_path):
     eventually(lambda: not running.service._gateway._jobs._running)
     assert files(tmp_path / "got") == files(tmp_path / "wanted")
     running.call(running.service.check())
+
+
+def test_a_gateway_leaves_and_hands_its_job_over(gateways, tmp_path):
+    (running, stays), _ = gateways
+    for name in ("wanted", "got"):
+        (tmp_path / name).mkdir()
+    assert ended(stays, submit(stays, (tmp_path / "wanted" / "film.mp4").as_uri())).state == pb.JOB_STATE_SUCCEEDED
+    at = [f"ray_address={ray.get_runtime_context().gcs_address}", f"redis_url={running.service.store_url}"]
+    with started("models=[]", *at) as (_, leaves):
+        job = submit(leaves, (tmp_path / "got" / "film.mp4").as_uri(), step_ms=60)
+        at_work(leaves, job)
+    last = ended(stays, job)
+    assert (last.state, last.reason, last.session_id) == (pb.JOB_STATE_SUCCEEDED, "", job.session_id)
+    assert files(tmp_path / "got") == files(tmp_path / "wanted")
 
 
 def test_a_job_is_cancelled_at_the_other_gateway(gateways, tmp_path):
