@@ -49,11 +49,11 @@ class Plan:
     after: frames to the end from there, replayed ones that it has already included."""
 
     prompts: int = 4
-    before: int = 144
+    before: int = 216
     after: int = 240
 
 
-QUICK = Plan(prompts=1, before=120, after=132)
+QUICK = Plan(prompts=1, before=216, after=168)
 
 
 @dataclass(frozen=True)
