@@ -48,8 +48,8 @@ class FakeService(rpc.SessionsServicer, rpc.StreamsServicer, rpc.JobsServicer, r
 
     cuts: after how many frames of a connection it is cut with UNAVAILABLE (one entry a connection). faults: what to
     do wrong. ports: the outputs of every session. laters: when to come back, seconds, as the session says that is
-    suspended at a cut and as those say who are refused after that. called: when each connection began, and that cut. loading:
-    its model is, for so many looks at the graphs.
+    suspended at a cut and as those say who are refused after that. called: when each connection began, and that cut.
+    loading: its model is, for so many looks at the graphs.
     """
 
     def __init__(self) -> None:
