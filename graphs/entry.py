@@ -10,7 +10,7 @@ from riverrun.models.base import BadRequest, Port
 from riverrun.models.forms import FORMS, fits, is_finite
 
 
-def check_input(name: str, port: Port, data: Any, frame: int = 0) -> None:
+def check_input(name: str, port: Port, data: Any, frame: int) -> None:
     """data: T frames of graph input `name`, [T, ...], the first of them number `frame`; or a reference, which is not
     looked into. Raises BadRequest unless the port takes such; CONDITION is the model's own, so only its numbers are
     looked at."""
