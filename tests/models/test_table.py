@@ -210,6 +210,23 @@ def test_a_restored_stream_is_bit_equal_over_a_full_window(row: Row, model: Stre
     assert twin.state.nbytes == session.state.nbytes
 
 
+def test_what_is_lent_is_what_would_be_copied_and_fills_a_blank_state(row: Row, model: StreamModel) -> None:
+    session = start(row, model)
+    done = some_steps(row, row.window, taken=2)
+    session.run(done)
+    session.make_ready()
+    copied, lent = session.state.snapshot(), session.state.lend()
+    assert json.dumps(copied.meta) == json.dumps(lent.meta)
+    assert all(np.array_equal(copied.tensors[name], array) for name, array in lent.tensors.items())
+    for array in copied.tensors.values():
+        array.setflags(write=False)  # as what lies in Ray's store
+    params = session.state.params
+    fill = getattr(model, "refill", lambda _, snapshot: model.restore(params, snapshot))
+    twin = dataclasses.replace(session, state=fill(model.open(params, 99), copied))
+    steps = some_steps(row, 2, taken=done)
+    assert same(session.run(steps), twin.run(steps))
+
+
 def test_a_stream_is_restored_before_its_first_step(row: Row, model: StreamModel) -> None:
     session = start(row, model)
     session.make_ready()
