@@ -8,7 +8,7 @@ import contextvars
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from schedule_actors import Controller, Placer
+from schedule_controller import Controller, Placer
 from schedule_disk import Disk
 from schedule_loop import PROCESS
 from schedule_store import Redis

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from schedule_actors import Controller
 from schedule_client import Viewer
+from schedule_controller import Controller
 from schedule_disk import Disk
 from schedule_faults import draw_faults, strike
 from schedule_gateways import Gateway
