@@ -32,7 +32,7 @@ from riverrun.graphs.stage import (
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Corrupt, Description, Unavailable
 from riverrun.store.checkpoints import Manifest, Mark
-from riverrun.store.records import ControlEntry, Placement, SessionRecord
+from riverrun.store.records import ControlEntry, Placement, SessionRecord, SessionState
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,9 @@ class TakeOver:
 
     def _floor(self, name: str, behind: Mapping[str, Stand], mark: Mark) -> Mark:
         """One that stands at `mark` may begin again here and no earlier: no earlier than under the runner before."""
-        return self._early(name, behind).floor(mark.seq - 1)
+        early = self._early(name, behind)
+        floor = early.floor(math.inf)  # damaged ones count: they did under the runner before
+        return floor if floor.seq <= mark.seq else early.floor(mark.seq - 1)
 
     def _early(self, name: str, behind: Mapping[str, Stand]) -> CheckpointBook:
         """Checkpoints before which nobody behind the stage wants anything."""
@@ -195,7 +197,9 @@ class TakeOver:
         for name, ring in flow.audience.rings.items():
             at, noted = self.graph.outputs[name], self.record.ports.get(name)
             chunk, frame = stands[at.stage].begins(at.port)
-            sent = max(noted.sent if noted else 0, self.received.get(name, 0))
+            is_ending = self.record.state is SessionState.DRAINING  # all that was made then is wanted
+            had = (noted.emitted if is_ending else noted.sent) if noted else 0
+            sent = max(had, self.received.get(name, 0))
             ring.begin_at(chunk, flow.cut(ring, frame), sent)
         for name, driver in flow.drivers.items():
             stand = stands[name]
