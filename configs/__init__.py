@@ -103,7 +103,9 @@ class ServiceConfig:
     port: int = DEFAULT_PORT
     redis_url: str = ""
     ray_address: str = ""
-    models: list[str] = field(default_factory=lambda: ["synthetic", "world-text", "longlive-world", "infvsr-world"])
+    models: list[str] = field(
+        default_factory=lambda: ["synthetic", "world-text", "longlive-world", "infvsr-world", "infinitevggt-world"]
+    )
     graphs: list[str] = field(default_factory=list)
     idle_timeout_s: float = 60.0
     step_timeout_s: float = 30.0

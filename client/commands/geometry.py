@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ from riverrun.client.sync import Stream
 from riverrun.protos import riverrun_pb2 as pb
 
 
+def parse_formats(text: str) -> list[str]:
+    """The --formats option; a usage error for one that there is not."""
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := sorted(set(wanted) - set(FORMATS)):
+        raise typer.BadParameter(f"knows {', '.join(FORMATS)}, not {unknown[0]}", param_hint="--formats")
+    return wanted
+
+
 def has_geometry(session: pb.Session) -> bool:
     """Whether all that one frame's geometry consists of comes out of it."""
     return set(PORTS) <= {output.port for output in session.outputs}
@@ -27,7 +35,7 @@ def plain_outputs(session: pb.Session) -> list[pb.OutputPort]:
 
 
 def geometry_for(
-    stream: Stream, output: Path | None, formats: str, given: Input | None, params: Mapping[str, Any]
+    stream: Stream, output: Path | None, formats: Sequence[str], given: Input | None, params: Mapping[str, Any]
 ) -> dict[str, Writer]:
     """A writer for all ports of geometry, in the folder `output` (its name without an ending); none without any.
 
@@ -37,13 +45,10 @@ def geometry_for(
     session = stream.session
     if output is None or not has_geometry(session):
         return {}
-    wanted = [name.strip() for name in formats.split(",") if name.strip()]
-    if unknown := sorted(set(wanted) - set(FORMATS)):
-        raise typer.BadParameter(f"knows {', '.join(FORMATS)}, not {unknown[0]}", param_hint="--formats")
     pictures = [o.port for o in plain_outputs(session) if o.kind == "frames"]
     originals = pictures[-1] if pictures and given is None else None
     fit = next((value for name, value in params.items() if name.rpartition(".")[2] == "fit"), "crop")
-    folder = GeometryFolder(output.with_suffix(""), wanted, originals=originals, fit=fit)
+    folder: Writer = GeometryFolder(output.with_suffix(""), formats, originals=originals, fit=fit)
     return dict.fromkeys((*PORTS, originals) if originals else PORTS, folder)
 
 

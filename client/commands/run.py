@@ -19,7 +19,7 @@ from riverrun.client.commands.common import (
     show_json,
 )
 from riverrun.client.commands.feeding import Input, fed, options_for
-from riverrun.client.commands.geometry import geometry_for, joined, plain_outputs
+from riverrun.client.commands.geometry import geometry_for, joined, parse_formats, plain_outputs
 from riverrun.client.commands.play import play, show_summary
 from riverrun.client.export import Both, Writer, writer_for
 from riverrun.client.film import SUFFIXES, FilmWriter
@@ -74,13 +74,13 @@ def run(
         wanted = f"must end in {', '.join(films)}, or be a folder for PNGs, got {output.name!r}"
         raise typer.BadParameter(wanted, param_hint="--out")
     switches = parse_switches(at)
-    params = key_values(param or ())
+    params, wanted = key_values(param or ()), parse_formats(formats)
     given = Input.of(open_source(source, fps), frames, seconds) if source else None
     with service(address, config, overrides) as rr:
         started = time.monotonic()
         params, length = options_for(rr, graph, given, params, length)
         with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, lead=lead, **length, **params) as stream:
-            writers = joined(writers_for(stream, output, given), geometry_for(stream, output, formats, given, params))
+            writers = joined(writers_for(stream, output, given), geometry_for(stream, output, wanted, given, params))
             recorder = Recorder(stream, started, switches, writers, _sheet(sheet, stream, prompt))
             with fed(stream, given, writers) as total:
                 made = total or frames or round(length.get("seconds", 0) * stream.session.outputs[0].fps)
