@@ -149,7 +149,7 @@ def gateways() -> Iterator[tuple[dict[str, Service], Path]]:
         rare = ("checkpoints.seconds=1000000", "checkpoints.grace_s=1000000")
         models = "models=[synthetic,world-text,longlive-world]"
         services: dict[str, Service] = {}
-        for name in reversed(SETTINGS):  # the first to start says that checkpoints are kept at all
+        for name in reversed(list(SETTINGS)):  # the first to start says that checkpoints are kept at all
             twin = next((other for other in services if SETTINGS[other] == SETTINGS[name]), None)
             started = services[twin] if twin else stack.enter_context(serving(models, *common, *rare, *SETTINGS[name]))
             services[name] = started

@@ -166,9 +166,7 @@ def check_codec(path: Path, codec: str) -> None:
     with av.open(os.devnull, "w", format=_form(path)) as container:
         if codec not in container.supported_codecs:
             kinds = ", ".join(SUFFIXES)
-            raise ExportError(
-                f"{path.suffix} can't hold the input's sound ({codec}); take another of {kinds}"
-            )
+            raise ExportError(f"{path.suffix} can't hold the input's sound ({codec}); take another of {kinds}")
 
 
 def _form(path: Path) -> str:

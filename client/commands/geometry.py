@@ -47,7 +47,7 @@ def geometry_for(
         return {}
     pictures = [o.port for o in plain_outputs(session) if o.kind == "frames"]
     originals = pictures[-1] if pictures and given is None else None
-    fit = next((value for name, value in params.items() if name.rpartition(".")[2] == "fit"), "crop")
+    fit: Any = next((value for name, value in params.items() if name.rpartition(".")[2] == "fit"), "crop")
     folder: Writer = GeometryFolder(output.with_suffix(""), formats, originals=originals, fit=fit)
     return dict.fromkeys((*PORTS, originals) if originals else PORTS, folder)
 

@@ -74,13 +74,15 @@ def run(
         wanted = f"must end in {', '.join(films)}, or be a folder for PNGs, got {output.name!r}"
         raise typer.BadParameter(wanted, param_hint="--out")
     switches = parse_switches(at)
-    params, wanted = key_values(param or ()), parse_formats(formats)
+    params, files_wanted = key_values(param or ()), parse_formats(formats)
     given = Input.of(open_source(source, fps), frames, seconds) if source else None
     with service(address, config, overrides) as rr:
         started = time.monotonic()
         params, length = options_for(rr, graph, given, params, length)
         with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, lead=lead, **length, **params) as stream:
-            writers = joined(writers_for(stream, output, given), geometry_for(stream, output, wanted, given, params))
+            writers = joined(
+                writers_for(stream, output, given), geometry_for(stream, output, files_wanted, given, params)
+            )
             recorder = Recorder(stream, started, switches, writers, _sheet(sheet, stream, prompt))
             with fed(stream, given, writers) as total:
                 made = total or frames or round(length.get("seconds", 0) * stream.session.outputs[0].fps)

@@ -281,7 +281,7 @@ def test_what_was_made_beyond_the_last_frame_parks_no_session(lab, run):
 
 
 def test_a_stage_that_takes_one_chunk_is_a_source_from_then_on(lab, run):
-    class Seeded(lab.FakeStage):
+    class Seeded(lab.FakeStage):  # type: ignore[name-defined]
         def _run(self, state, request):
             makes = not request.inputs and not request.finish
             state.pending += [((state.made + i) * lab.TICKS, state.made + i) for i in range(self.size * makes)]

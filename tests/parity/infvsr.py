@@ -231,9 +231,9 @@ class Recorded(InfVSR):
         assert state.scene.start == int(self.case[f"out/start_frame/{self.number}"])
         return latents
 
-    def _decode(self, state: InfVSRState, latents: Tensor, count: int) -> Tensor:
+    def _decode(self, state: InfVSRState, latents: Tensor, chunk: SceneChunk) -> Tensor:
         self.case.close(latents.transpose(1, 2), f"out/restored/{self.number}")
-        frames = super()._decode(state, latents, count)
+        frames = super()._decode(state, latents, chunk)
         self.case.close_if_there(frames.transpose(0, 1)[None], f"out/frames/{self.number}")
         return frames
 
