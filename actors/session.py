@@ -146,6 +146,7 @@ class StageSession:
             seq=job.request.seq,
             chunks=tuple(self._stamp(chunk) for chunk in chunks),
             ready=ready,
+            given=tuple(control.revision for control in job.request.controls),
             rejected=job.rejected,
             held_bytes=self.held,
             **figures,

@@ -17,7 +17,6 @@ from riverrun.graphs.stage import EncoderHandle, StepReply
 from riverrun.graphs.steplog import StepLog
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import BadRequest, Control, Corrupt, Description, Unavailable
-from riverrun.store.checkpoints import Mark
 from riverrun.store.records import DECIDED, ENDS, REFUSED, ControlEntry
 
 MAX_WAITING = 64
@@ -31,6 +30,17 @@ class _Arrival:
     control: Control
     named: str
     targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A control that a stage was given before its runner knew: by this step, in force from this chunk and frame of its
+    first output on, unless the model refused it (why)."""
+
+    step: int
+    chunk: int
+    frame: int
+    why: str = ""
 
 
 class ControlDesk:
@@ -60,17 +70,24 @@ class ControlDesk:
         self._receipts: OrderedDict[int, list[Receipt]] = OrderedDict()
         self._pending: dict[int, set[str]] = {}
         self._uncarried: dict[int, set[str]] = {}  # stages that have yet to carry a control
+        self._given: Callable[[str, int], Given | None] = lambda stage, revision: None
+        self._logs: Mapping[str, StepLog] = {}
         self._arrivals: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._encodings: asyncio.Queue[_Arrival] = asyncio.Queue()
 
     async def go_on(
-        self, lines: Sequence[ControlEntry], logs: Mapping[str, StepLog], marks: Mapping[str, Mark]
+        self,
+        lines: Sequence[ControlEntry],
+        logs: Mapping[str, StepLog],
+        given: Callable[[str, int], Given | None],
     ) -> None:
         """Takes up the control log of a session that others have run before.
 
-        logs: by stage; they get what each step carried that may be made again. marks: where each stage stands. What has
-        arrived and was not carried by all its stages is handed on again, and the last pause holds.
+        logs: by stage; they get what each step carried that may be made again. given: what a stage that lives was given
+        under the runner before, whether that could be logged or not. What has arrived and was not carried by all its
+        stages is handed on again, and the last pause holds.
         """
+        self._given, self._logs = given, logs
         carried = {(line.revision, line.stage) for line in lines if line.step >= 0}
         for line in lines:
             self._last = max(self._last, line.revision)
@@ -90,9 +107,7 @@ class ControlDesk:
                 await self._pause(line.value)
                 continue
             targets = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
-            for stage in (s for s in targets if line.revision <= marks[s].seen):
-                await self._carried_unlogged(line, stage, logs[stage], marks[stage])
-            if due := tuple(s for s in targets if line.revision > marks[s].seen):
+            if due := tuple([s for s in targets if not await self._is_given(control, s)]):
                 self._receipts[line.revision] = []
                 self._pending[line.revision], self._uncarried[line.revision] = set(due), set(due)
                 self._encodings.put_nowait(_Arrival(control, line.stage, due))
@@ -104,14 +119,17 @@ class ControlDesk:
         before = [c for c in log.controls.get(line.step, ()) if c.revision != line.revision]
         log.controls[line.step] = (*before, control)
 
-    async def _carried_unlogged(self, line: ControlEntry, stage: str, log: StepLog, mark: Mark) -> None:
-        """A stage was given a control, and its runner died before that was logged: it was the last step that the stage
-        made, and nobody has what that made."""
-        kind, value = (REFUSED, None) if line.revision > mark.revision else (line.kind, line.value)
-        carried = ControlEntry(line.revision, kind, value, stage, mark.seq - 1)
-        await self._keeper.log(carried)
-        if kind != REFUSED:
-            await self._carried_before(carried, log)
+    async def _is_given(self, control: Control, stage: str) -> Given | None:
+        """Where a stage was given a control under the runner before, which did not come to log it, or could not: it is
+        logged now."""
+        given = self._given(stage, control.revision)
+        if given:
+            kind, value = (REFUSED, None) if given.why else (control.kind, control.value)
+            carried = ControlEntry(control.revision, kind, value, stage, given.step, given.chunk)
+            await self._keeper.log(carried)
+            if kind != REFUSED and given.step >= self._logs[stage].base:
+                await self._carried_before(carried, self._logs[stage])
+        return given
 
     def take(self, control: Control, stage: str) -> None:
         """Raises BadRequest (revision not rising, kind, stage, value), Unavailable (too many are waiting).
@@ -171,8 +189,24 @@ class ControlDesk:
             self._say(Receipt(control.revision, ReceiptStage.RECEIVED))
             if control.kind == PAUSE and control.value:
                 await self._hold(control)
-            else:
+            elif arrival := await self._due(arrival):
                 self._encodings.put_nowait(arrival)
+
+    async def _due(self, arrival: _Arrival) -> _Arrival | None:
+        """What is left to be done of one that comes again after its line was lost with the runner before: some stages
+        may have it."""
+        control = arrival.control
+        found = {stage: await self._is_given(control, stage) for stage in arrival.targets}
+        due = tuple(stage for stage, given in found.items() if given is None)
+        if due or not found:
+            for waiting in (self._pending, self._uncarried):
+                waiting.get(control.revision, set()).intersection_update(due)
+            return replace(arrival, targets=due)
+        self._handled(control.revision)
+        last = max((given for given in found.values() if given), key=lambda given: given.frame)
+        stage_of = ReceiptStage.REJECTED if last.why else ReceiptStage.APPLIED
+        self._settle(Receipt(control.revision, stage_of, last.chunk, last.frame, message=last.why))
+        return None
 
     async def encode(self) -> None:
         """Puts embeddings into prompts and hands controls to their stages, in order. Runs until cancelled."""

@@ -370,7 +370,7 @@ class Runner:
         flow = self._flow_over(self._stages)
         await take.settle(flow, stands)
         flow.follow_script(await self._rest_of_script(stands, lines))
-        flow.leave(take.silent)
+        flow.leave(list(take.silent.values()))
         if not self._graph.inputs and (was.state is SessionState.DRAINING or flow.has_all_frames):
             flow.end_sources(was.reason)
         return flow

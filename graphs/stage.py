@@ -137,6 +137,7 @@ class StepReply:
     rejected: controls the model refused, as (revision, why). held_bytes: of the State after the step.
     compute_ms: time in the model. wait_ms: time between arrival of the request and its start.
     batched: how many sessions shared the step. decisions: what it decided by value and a replay must decide alike.
+    given: revisions of the controls it carried, refused ones too.
     """
 
     seq: int
@@ -148,6 +149,7 @@ class StepReply:
     wait_ms: float = 0.0
     batched: int = 1
     decisions: Any = None
+    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from riverrun.graphs.checkpoints import CheckpointBook
+from riverrun.graphs.controls import Given
 from riverrun.graphs.durability import Durability
 from riverrun.graphs.flow import Flow
 from riverrun.graphs.graph import Edge, Graph
@@ -25,6 +26,7 @@ from riverrun.graphs.stage import (
     Mismatch,
     OpenRequest,
     RestoreRequest,
+    StageGone,
     StageHandle,
     StepFailed,
     StepReply,
@@ -53,6 +55,21 @@ class Stand:
     life: int = 0
     logged: int = 0
 
+    def given(self, revision: int) -> Given | None:
+        """Where the State took a control in under the runner before, as far as that is wanted by anybody; None if it
+        did not."""
+        if revision > self.mark.seen:
+            return None
+        first = self.kept[0].seq if self.kept else self.mark.seq
+        carrier = next((reply for reply in self.kept if revision in reply.given), None)
+        step = carrier.seq if carrier else first - 1
+        port = self.description.outputs[0].name
+        since = (c for reply in self.kept if reply.seq >= step for c in reply.chunks if c.port == port)
+        here = self.mark.chunks.get(port, 0), self.mark.frames.get(port, 0)
+        chunk, frame = next(((c.seq, c.first_frame) for c in since), here)
+        why = dict(carrier.rejected).get(revision, "") if carrier else ""
+        return Given(step, chunk, frame, why)
+
     def begins(self, port: str) -> tuple[int, int]:
         """Number of the first chunk on an output port that it still has or will make, and of its first frame."""
         for chunk in (chunk for reply in self.kept for chunk in reply.chunks if chunk.port == port):
@@ -75,7 +92,7 @@ class TakeOver:
     found: Sequence[Manifest]
     lines: Sequence[ControlEntry]
     received: Mapping[str, int]
-    silent: list[StageHandle] = field(default_factory=list)  # of actors where a State was, and may still be
+    silent: dict[str, StageHandle] = field(default_factory=dict)  # by stage, where its State was and may still be
     _placed: list[tuple[StageHandle, int]] = field(default_factory=list)
 
     async def stands(self) -> dict[str, Stand]:
@@ -101,7 +118,8 @@ class TakeOver:
             reply = await answer(self.clock, self.config.restore_s, work, f"stage {name!r}")
         except (Unavailable, StepFailed) as error:
             log.warning("session %s: stage %s has to be restored: %s", self.record.id, name, str(error))
-            self.silent.append(handle)
+            if isinstance(error, StageGone):
+                self.silent[name] = handle
             return None
         floor = self._floor(name, behind, reply.mark)
         return Stand(
@@ -110,7 +128,9 @@ class TakeOver:
 
     async def _restored(self, name: str, behind: Mapping[str, Stand]) -> Stand:
         old = self.record.placement.get(name)
-        handle, placement = await self.durability.placer.place(name, old.incarnation if old else "")
+        handle, placement = await self.durability.placer.place(
+            name, old.incarnation if old and name in self.silent else ""
+        )
         opening = await self.opening(name)
         for life, source in enumerate(self._sources(name, behind), start=1):
             self._placed.append((handle, life))
@@ -160,7 +180,11 @@ class TakeOver:
         """One that stands at `mark` may begin again here and no earlier: no earlier than under the runner before."""
         early = self._early(name, behind)
         floor = early.floor(math.inf)  # damaged ones count: they did under the runner before
-        return floor if floor.seq <= mark.seq else early.floor(mark.seq - 1)
+        floor = floor if floor.seq <= mark.seq else early.floor(mark.seq - 1)
+        if floor.seq >= self._logged(name):
+            return floor
+        known = self._book(name).usable(mark.seq - 1)
+        return known[-1].mark if known else mark
 
     def _early(self, name: str, behind: Mapping[str, Stand]) -> CheckpointBook:
         """Checkpoints before which nobody behind the stage wants anything."""
@@ -172,10 +196,12 @@ class TakeOver:
         outputs = {n: at.port for n, at in self.graph.outputs.items() if at.stage == name}
         return fits and all(mark.frames.get(port, 0) <= self._had(output) for output, port in outputs.items())
 
-    def _had(self, output: str) -> int:
+    def _had(self, output: str) -> float:
         """Frames of a graph output that nobody will ask for: its client has them for certain, or reads another one."""
         noted = self.record.ports.get(output)
         had = max(noted.acked if noted else 0, self.received.get(output, 0))
+        if output == next(iter(self.graph.outputs)) and 0 < self.record.max_frames <= had:
+            return math.inf  # what its stage made beyond the last frame is the session's no more
         return max(had, noted.emitted) if noted and not noted.is_read else had
 
     def _book(self, name: str) -> CheckpointBook:
@@ -209,7 +235,12 @@ class TakeOver:
         for edge in flow.edges.values():
             edge.found()
         marks = {name: stand.mark for name, stand in stands.items()}
-        await flow.desk.go_on(self.lines, {name: driver.log for name, driver in flow.drivers.items()}, marks)
+
+        def given(stage: str, revision: int) -> Given | None:
+            lives = flow.drivers[stage].life == stands[stage].life  # else it was made anew since
+            return stands[stage].given(revision) if lives else None
+
+        await flow.desk.go_on(self.lines, {name: driver.log for name, driver in flow.drivers.items()}, given)
         for name, driver in flow.drivers.items():
             await driver.log_decisions(stands[name].kept)
         self._follow(flow, marks)
