@@ -52,10 +52,15 @@ class Elsewhere:
     async def discard(self, record: SessionRecord, reason: str) -> None:
         """Ends a suspended session: its record says so, and what is kept for it is deleted. Raises Conflict if it is
         not as `record` has it any more."""
-        taken = await self._store.take(record.id, record.version, record.epoch + 1, secrets.token_hex(8))
-        await self._store.update(replace(taken, state=SessionState.CLOSED, reason=reason, manifests=()))
+        await self.settle(replace(record, manifests=()), SessionState.CLOSED, reason)
         if self._vault:
             await self._vault.forget(record.id)
+
+    async def settle(self, record: SessionRecord, state: SessionState, reason: str) -> None:
+        """Writes what has become of a session that nobody runs. Raises Conflict if it is not as `record` has it any
+        more."""
+        taken = await self._store.take(record.id, record.version, record.epoch + 1, secrets.token_hex(8))
+        await self._store.update(replace(taken, state=state, reason=reason, manifests=record.manifests))
 
     async def take(self, session: str, token: str | None) -> SessionRecord:
         """Puts this gateway in charge of one. token: None for who needs none. Raises NotFound, Denied, SessionEnded,

@@ -1,4 +1,5 @@
-"""Removes what nobody will come back for: checkpoints of sessions that are over, States that no session claims.
+"""Removes what nobody will come back for: checkpoints of sessions that are over, States that no session claims. Records
+that call a session running which nobody runs are set right.
 
 A loop in each gateway; what one has done the others find done. It decides from the records of the store, so it waits
 while the store is away or may have forgotten something.
@@ -7,7 +8,7 @@ while the store is away or may have forgotten something.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from enum import Enum
 
 from riverrun.actors.health import Resident
@@ -19,6 +20,8 @@ from riverrun.store.rebuild import noted
 from riverrun.store.records import SessionRecord, SessionState
 
 log = logging.getLogger(__name__)
+PAGE = 200
+"""Records read at once."""
 STRAY_S = 600.0
 """A blob under way has no manifest yet; none takes so long to write."""
 
@@ -62,11 +65,39 @@ def is_orphan(resident: Resident, record: SessionRecord | None, alive: Collectio
     return at is None or (at.actor, at.incarnation) != (resident.actor, resident.incarnation)
 
 
+def left(record: SessionRecord, has_checkpoints: bool) -> SessionState | None:
+    """What a session is that its record calls running, and nobody runs; None where that can't be known.
+
+    Either its gateway died, and its client may come back; or it has ended, which the store was not told or forgot, and
+    its checkpoints are deleted.
+    """
+    if has_checkpoints:
+        return SessionState.SUSPENDED
+    return SessionState.CLOSED if record.manifests else None
+
+
+class Silence:
+    """For how long records have stood as they are: a runner that can reach the store writes its own every few
+    seconds."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[int, float]] = {}
+
+    def of(self, records: Sequence[SessionRecord], now: float) -> list[float]:
+        """Seconds that this one has seen each as it is. Those that are not among `records` are forgotten."""
+        before, self._since = self._since, {}
+        for record in records:
+            version, since = before.get(record.id, (record.version, now))
+            self._since[record.id] = record.version, since if version == record.version else now
+        return [now - self._since[record.id][1] for record in records]
+
+
 class Reaper:
     """vault: where checkpoints lie, if any are kept."""
 
     def __init__(self, host: SessionHost, vault: Vault | None, keep: CheckpointConfig) -> None:
         self._host, self._vault, self._keep = host, vault, keep
+        self._silence = Silence()
 
     async def run(self) -> None:
         """For ever."""
@@ -76,10 +107,15 @@ class Reaper:
 
     async def round(self) -> None:
         """Looks at everything once. Raises Unavailable where store, blobs or controller are away."""
-        await self._host.grants.check()
+        try:
+            await self._host.grants.check()
+        except Unavailable:
+            self._silence = Silence()  # nobody could write
+            raise
         if self._vault:
             for session in await self._vault.sessions():
                 await self._safely(f"session {session}", self._reap(self._vault, session))
+            await self._set_right(self._vault)
         alive = {*await self._host.store.gateways(), self._host.name}
         for resident in await self._host.directory.residents():
             await self._safely(f"session {resident.session}", self._free(resident, alive))
@@ -98,6 +134,30 @@ class Reaper:
                 await self._host.elsewhere.discard(stored, f"nobody came back for {self._keep.retention_s:g} s")
             case _:
                 await vault.sweep(session, now - STRAY_S)
+
+    async def _set_right(self, vault: Vault) -> None:
+        """Puts away what nobody has written for as long as its States stay."""
+        running = [r async for r in self._stored() if r.state.runs and not self._host.find(r.id)]
+        for record, seconds in zip(running, self._silence.of(running, self._host.clock.now()), strict=True):
+            if seconds > self._keep.orphan_s:
+                await self._safely(f"session {record.id}", self._put_away(vault, record))
+
+    async def _stored(self) -> AsyncIterator[SessionRecord]:
+        """All that the store has and calls not ended."""
+        page = await self._host.store.page(PAGE)
+        while True:
+            for record in page.records:
+                yield record
+            if not page.token:
+                return
+            page = await self._host.store.page(PAGE, page.token)
+
+    async def _put_away(self, vault: Vault, record: SessionRecord) -> None:
+        state = left(record, bool(await vault.manifests(record.id)))
+        if state is None:
+            return  # its time to live is over some day
+        log.warning("session %s: nobody runs it, it is %s", record.id, state.value)
+        await self._host.elsewhere.settle(record, state, "nobody has run it for a while, and it was not said why")
 
     async def _free(self, resident: Resident, alive: Collection[str]) -> None:
         hosted = self._host.find(resident.session)

@@ -8,7 +8,7 @@ import pytest
 
 from riverrun.actors.health import Resident
 from riverrun.actors.host import SessionWish
-from riverrun.actors.reaper import Fate, Reaper, fate, is_orphan
+from riverrun.actors.reaper import Fate, Reaper, Silence, fate, is_orphan, left
 from riverrun.configs.durability import CheckpointConfig
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.graphs.stage import Epoch
@@ -70,6 +70,24 @@ def test_which_states_are_orphans(change, stored, expected):
     assert is_orphan(replace(there, **change), stored, {"g1"}, KEEP) == expected
 
 
+@pytest.mark.parametrize(
+    ("manifests", "has_checkpoints", "expected"),
+    [((), True, S.SUSPENDED), (({"seq": 1},), True, S.SUSPENDED), (({"seq": 1},), False, S.CLOSED), ((), False, None)],
+)
+def test_what_a_session_is_that_nobody_runs(manifests, has_checkpoints, expected):
+    assert left(replace(record(S.RUNNING), manifests=manifests), has_checkpoints) is expected
+
+
+def test_silence_begins_anew_with_each_write_and_each_time_a_record_is_new():
+    silence, written = Silence(), record(S.RUNNING)
+    assert silence.of([written], 100.0) == [0.0]
+    assert silence.of([written], 160.0) == [60.0]
+    again = replace(written, version=written.version + 1)
+    assert silence.of([again], 200.0) == [0.0]
+    assert silence.of([], 230.0) == []
+    assert silence.of([again], 260.0) == [0.0]
+
+
 async def opened(w, host, client, frames=16):
     hosted = await host.create(SessionWish("g", PARAMS))
     await client.read(hosted.runner, frames)
@@ -124,6 +142,8 @@ def test_states_and_checkpoints_that_a_dead_gateway_left_go_in_time(w, clock, ru
         await reaper.round()
         assert world.states() == 0  # its place is free; the session can go on from its checkpoints
         assert await world.blobs.sessions() == [hosted.runner.record.id]
+        stored = await world.store.get(hosted.runner.record.id)
+        assert (stored.state, stored.epoch) == (S.SUSPENDED, 2)  # and says so
         await world.store.delete(hosted.runner.record.id)
         await reaper.round()
         assert await world.blobs.sessions() == [hosted.runner.record.id]
@@ -131,6 +151,26 @@ def test_states_and_checkpoints_that_a_dead_gateway_left_go_in_time(w, clock, ru
         await reaper.round()
         assert await world.blobs.sessions() == []
         assert not world.blobs.paths
+
+    run(body())
+
+
+def test_a_session_whose_end_the_store_forgot_is_ended_again(w, clock, run, host_on):
+    async def body():
+        world = w.World(clock)
+        host = host_on(world, GRAPHS, orphan_s=300.0)
+        reaper = Reaper(host, host.vault, host.config.checkpoints)
+        hosted = await opened(w, host, w.Client(), frames=80)
+        await clock.advance(6)
+        before = dict(world.store._records)
+        await host.close(hosted.runner.record.id, "enough")
+        world.store._records = before  # failed over, the last write lost
+        await clock.advance(0)
+        await reaper.round()
+        await clock.advance(301)
+        await reaper.round()
+        stored = await world.store.get(hosted.runner.record.id)
+        assert stored.state is S.CLOSED
 
     run(body())
 
