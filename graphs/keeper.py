@@ -131,6 +131,8 @@ class RecordKeeper:
                 log.warning(what, self.record.id, error, extra=self.record.about)
             self._away = True
         else:
+            if self._away and self._unwritten:  # they came when the last was written already
+                return await self._softly(self._write_lines)
             if self._away:
                 log.warning("session %s: store is back", self.record.id, extra=self.record.about)
             self._away = False

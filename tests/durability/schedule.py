@@ -23,12 +23,12 @@ MOST_TURNS = 150_000
 
 @dataclass
 class Outcome:
-    """Of one schedule. fault: what was violated, "" if nothing. excused: what ended it that can't be kept. trace: a
-    number that is the same if it ran the same. struck: what was met, by kind."""
+    """Of one schedule. fault: what was violated, "" if nothing. excused: what happened in it that can't be helped.
+    trace: a number that is the same if it ran the same. struck: what was met, by kind."""
 
     seed: int
     fault: str = ""
-    excused: str = ""
+    excused: tuple[str, ...] = ()
     frames: int = 0
     trace: int = 0
     turns: int = 0
@@ -42,9 +42,8 @@ def play(seed: int) -> Outcome:
     outcome = Outcome(seed)
     try:
         run(show.play(), loop)
-        outcome.excused = show.excuse
     except Excused as excuse:
-        outcome.excused = str(excuse)
+        show.excused(str(excuse))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - whatever it is, the schedule has failed
@@ -52,6 +51,7 @@ def play(seed: int) -> Outcome:
         if log.isEnabledFor(logging.INFO):
             traceback.print_exception(error)
             print(describe(show))
+    outcome.excused = tuple(show.excuses)
     outcome.frames = sum(show.viewer.received.values())
     outcome.trace, outcome.turns = show.world.trace, loop.turns
     outcome.struck = show.world.struck

@@ -13,7 +13,11 @@ from schedule_ledger import Ledger, demand
 
 from riverrun.graphs.consumer import ConsumerSpec, PortWish, Role
 from riverrun.graphs.items import Event, EventType, Frame, InputAck, Receipt, ReceiptStage
+from riverrun.graphs.runner import SessionEnded
 from riverrun.models.base import BadRequest, Control
+
+PRESS_S = 60.0
+"""So often a user looks whether the stream stands still."""
 
 
 class Viewer:
@@ -28,6 +32,7 @@ class Viewer:
         if case.extra and dice.random() < 0.3:
             self.ports = ["frames"]
         self.applied: dict[int, int] = {}
+        self.prompted: set[int] = set()
         self.ledgers = {port: self._ledger(port) for port in self.ports}
         self.credits, self.lag = dice.choice((1, 2, 4, 8)), 1 if case.sent else dice.choice((1, 1, 2, 3))
         self.window = show.config.cadence.inputs * 2 + 12
@@ -35,7 +40,7 @@ class Viewer:
         self.acked_input = -1
         self.revision = 0
         self.waiting: dict[int, Control] = {}
-        self.wants_end = False
+        self.pausing = self.wants_end = False
         self.over = ""
         self.reading: asyncio.Task | None = None
         self.talks_to: tuple[Any, Any] | None = None  # gateway and runner, while it is connected
@@ -44,7 +49,8 @@ class Viewer:
 
     def _ledger(self, port: str) -> Ledger:
         line, turned = (self.case.line, self.case.turned) if port == "frames" else (self.case.extra[port], _same)
-        return Ledger(self.case, line, turned, self.applied, lambda: self.show.store.forgotten)
+        about = (lambda: self.show.store.forgotten, self.prompted, self.show.excused)
+        return Ledger(self.case, line, turned, self.applied, *about)
 
     @property
     def received(self) -> dict[str, int]:
@@ -52,6 +58,13 @@ class Viewer:
 
     async def live(self) -> None:
         """Until the session has ended."""
+        pressing = asyncio.create_task(self._press_often())
+        try:
+            await self._live()
+        finally:
+            pressing.cancel()
+
+    async def _live(self) -> None:
         while not self.over:
             await asyncio.sleep(self.away_s + self.dice.choice((0.0, 0.001, 0.01)))
             self.away_s = 0.0
@@ -148,8 +161,27 @@ class Viewer:
     def control(self, kind: str, value: Any) -> None:
         """Sends one, now or on the next connection."""
         self.revision += 1
+        self.pausing = value if kind == "pause" else self.pausing
+        if kind == "prompt" and value:
+            self.prompted.add(self.revision)
         self.waiting[self.revision] = Control(self.revision, kind, value)
         self._send_now(self.revision)
+
+    async def _press_often(self) -> None:
+        while True:
+            await asyncio.sleep(PRESS_S)
+            self.show.guarded(self._press_again)
+
+    def _press_again(self) -> None:
+        """As a user who sees that it stands still, though it should go on: the end of the pause is lost."""
+        runner = self.talks_to[1] if self.talks_to else None
+        waits = self.pausing or any(control.kind == "pause" for control in self.waiting.values())
+        if waits or runner is None or not runner.state.runs or not runner.status().paused:
+            return
+        lost = [line for line in self.show.store.forgotten if line.kind == "pause"]
+        demand(lost, "it is paused, and was told to go on")
+        self.show.excused("the end of a pause was lost, and said again")
+        self.control("pause", False)
 
     def finish(self) -> None:
         self.wants_end = True
@@ -173,6 +205,8 @@ class Viewer:
         stage = "" if control.kind == "pause" or self.broad else "a"
         try:
             await runner.control(control, stage)
+        except SessionEnded:
+            return
         except BadRequest:
             self.waiting.pop(control.revision, None)  # it was settled, and its receipts are forgotten
 

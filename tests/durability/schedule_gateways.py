@@ -95,6 +95,7 @@ class Gateway:
         self.vault: Any = disk.by(self)
         self.host = Host(directory, store.by(self), self._world.clock, config, self.name, vault=self.vault)
         self.host.runs_by = runs_by
+        self.reaper = Reaper(self.host, self.vault, config.checkpoints)
 
     @property
     def runner(self) -> Runner | None:
@@ -108,9 +109,9 @@ class Gateway:
 
     @property
     def untold(self) -> list[ControlEntry]:
-        """Lines of the session's log that wait here, as the store is away."""
+        """Lines of the session's log that wait here, as the store is away; some that it has may be among them."""
         keeper = self.runner._keeper if self.runner else None
-        return list(keeper._unwritten) if keeper and keeper._away else []
+        return [*keeper._folded.values(), *keeper._unwritten] if keeper and keeper._away else []
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Runs it in this process."""
@@ -133,4 +134,4 @@ class Gateway:
         """Everything once that is left behind."""
         with contextlib.suppress(Unavailable):
             await self.host.store.heartbeat(self.name, "here", 10_000.0)
-            await Reaper(self.host, self.vault, self.host.config.checkpoints).round()
+            await self.reaper.round()

@@ -38,7 +38,7 @@ class Case:
 
     made: how many frames come of so many of the source, in whole steps only. chunk: frames of a source's chunk.
     frames: of the first output; 0: until the client says so. sent: frames that the client sends, where it feeds the
-    graph.
+    graph. joined: of a graph with two branches, how a frame comes out of one of the source for either.
     """
 
     graph: Graph
@@ -51,6 +51,7 @@ class Case:
     frames: int
     sent: int = 0
     extra: Mapping[str, Line] = field(default_factory=dict)
+    joined: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def source(self, number: int, prompt: str) -> np.ndarray:
         """A frame of the source."""
@@ -153,7 +154,10 @@ def _diamond(dice: random.Random) -> Case:
     def made(n: int) -> int:
         return min(n // left * left, n // right * right)
 
-    return Case(graph, params, models, START, lambda p: mixed(flipped(p), flipped(p)), made, chunk, _total(dice))
+    def joined(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return mixed(flipped(left), flipped(right))
+
+    return Case(graph, params, models, START, lambda p: joined(p, p), made, chunk, _total(dice), joined=joined)
 
 
 def _fed(dice: random.Random) -> Case:

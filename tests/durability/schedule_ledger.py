@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -29,7 +30,8 @@ def demand(true: Any, what: str) -> None:
 
 class Ledger:
     """The frames of one output. seen: which prompt each chunk of the source was made under. applied: by revision, from
-    which frame of the source on its control was said to be in force. forgotten: lines that the store has lost."""
+    which frame of the source on its control was said to be in force. forgotten: lines that the store has lost.
+    prompted: revisions of the prompts that were sent. excuse: is told of what a lost line excuses."""
 
     def __init__(
         self,
@@ -38,8 +40,11 @@ class Ledger:
         turned: Any,
         applied: Mapping[int, int],
         forgotten: Callable[[], Collection[ControlEntry]],
+        prompted: Collection[int],
+        excuse: Callable[[str], None],
     ):
-        self.case, self.line, self.turned, self._applied, self._forgotten = case, line, turned, applied, forgotten
+        self.case, self.line, self.turned, self._applied = case, line, turned, applied
+        self._forgotten, self._prompted, self._excuse = forgotten, prompted, excuse
         self.count = 0
         self.revision = 0
         self.seen: dict[int, int] = {}
@@ -61,24 +66,33 @@ class Ledger:
 
     def _must_be_forgotten(self, revisions: Collection[int], where: str, what: str) -> None:
         """Whatever a control did may be undone only if its line is lost."""
-        lost = {line.revision for line in self._forgotten()}
-        demand(set(revisions) <= lost, f"{where}: {what} (controls {sorted(revisions)}, lost {sorted(lost)})")
+        lost, undone = {line.revision for line in self._forgotten()}, {r for r in revisions if r in self._prompted}
+        demand(undone and undone <= lost, f"{where}: {what} (controls {sorted(undone)}, lost {sorted(lost)})")
+        self._excuse("what a control did was undone, its line was lost")
 
     def _next_by_chance(self, frame: Frame, where: str) -> int:
         groups, count, index = self._group
         said, place, mark = (int(v) for v in frame.array[0, 1])
         fits = mark == 7 and place == index and (not index or said == count)
-        if not fits and any(line.kind == DECIDED for line in self._forgotten()):
+        if not fits and self._is_decision_lost():
             raise Excused("a decision's line was lost")
         demand(fits, f"{where} is {place} of {said}")
         self._group = (groups, said, index + 1) if index + 1 < said else (groups + 1, 0, 0)
         return 2 * groups + index
+
+    def _is_decision_lost(self) -> bool:
+        return any(line.kind == DECIDED for line in self._forgotten())
 
     def _compare(self, frame: Frame, number: int, turned: Any, where: str) -> None:
         if self.case.sent:
             wanted = turned(self.case.source(number, "input"))
             return demand(np.array_equal(frame.array, wanted), f"{where} is not as it was undisturbed")
         prompt = next((r for r in range(frame.revision, -1, -1) if self._is(frame, number, PROMPTS[r], turned)), None)
+        if prompt is None and self.line is None and self._is_decision_lost():
+            raise Excused("a decision's line was lost")
+        if prompt is None and (both := self._prompts_of_branches(frame, number)):
+            self._must_be_forgotten(range(both[0] + 1, both[1] + 1), where, f"it is of the prompts {both}")
+            raise Excused("the branches of a diamond have different prompts, the line of the step between was lost")
         if prompt is None:
             raise Violation(f"{where} is not as it was undisturbed (revision {frame.revision})")
         self._look_at_prompt(prompt, number, where)
@@ -99,6 +113,16 @@ class Ledger:
         self.seen[chunk] = prompt
         if len(self.seen) > 8:
             del self.seen[min(self.seen)]
+
+    def _prompts_of_branches(self, frame: Frame, number: int) -> tuple[int, ...]:
+        """The two prompts under which the branches that come together in a frame were made, lower one first."""
+        if self.case.joined is None:
+            return ()
+        sources = {r: self.case.source(number, PROMPTS[r]) for r in range(frame.revision + 1)}
+        for left, right in itertools.permutations(sources, 2):
+            if np.array_equal(frame.array, self.case.joined(sources[left], sources[right])):
+                return min(left, right), max(left, right)
+        return ()
 
     def _is(self, frame: Frame, number: int, prompt: str, turned: Any) -> bool:
         wanted = self.case.source(number, prompt)

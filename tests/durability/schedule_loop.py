@@ -83,7 +83,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._now
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
-        turn = Turn(callback, args, context or contextvars.copy_context())
+        turn = Turn(callback, args, _context(context))
         self._ready.append(turn)  # type: ignore[attr-defined]
         return turn
 
@@ -91,7 +91,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
-        turn = Turn(callback, args, context or contextvars.copy_context(), when)
+        turn = Turn(callback, args, _context(context), when)
         heapq.heappush(self._timers, (when, next(self._numbers), turn))
         return turn
 
@@ -131,6 +131,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         pass
+
+
+def _context(given: contextvars.Context | None) -> contextvars.Context:
+    return contextvars.copy_context() if given is None else given  # an empty one is false
 
 
 def _ring(alarm: asyncio.Future) -> None:

@@ -21,11 +21,12 @@ MOST_BAD = 25
 
 @dataclass
 class Tally:
-    """What many schedules have met. seconds: of a processor that they took."""
+    """What many schedules have met. seconds: of a processor that they took. lenient: schedules with an excuse."""
 
     played: int = 0
     frames: int = 0
     seconds: float = 0.0
+    lenient: int = 0
     bad: dict[int, str] = field(default_factory=dict)
     struck: Counter = field(default_factory=Counter)
     excused: Counter = field(default_factory=Counter)
@@ -33,14 +34,14 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         self.played, self.frames = self.played + 1, self.frames + outcome.frames
         self.struck += outcome.struck
-        if outcome.excused:
-            self.excused[outcome.excused] += 1
+        self.lenient += bool(outcome.excused)
+        self.excused.update(outcome.excused)
         if outcome.fault:
             self.bad[outcome.seed] = outcome.fault
 
     def __iadd__(self, other: Tally) -> Tally:
         self.played, self.frames = self.played + other.played, self.frames + other.frames
-        self.seconds += other.seconds
+        self.seconds, self.lenient = self.seconds + other.seconds, self.lenient + other.lenient
         self.bad |= other.bad
         self.struck, self.excused = self.struck + other.struck, self.excused + other.excused
         return self
@@ -48,7 +49,8 @@ class Tally:
     def table(self) -> str:
         """How much of everything was met."""
         each = 1000 * self.seconds / max(1, self.played)
-        head = f"{self.played} schedules, {len(self.bad)} violations, {self.frames} frames, {each:.1f} ms each"
+        head = f"{self.played} schedules, {len(self.bad)} violations, {self.lenient} with an excuse, "
+        head += f"{self.frames} frames, {each:.1f} ms each"
         return "\n".join([head, *_rows(self.struck), *_rows({f"excused: {k}": n for k, n in self.excused.items()})])
 
 

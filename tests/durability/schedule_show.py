@@ -41,8 +41,8 @@ ASKED = 40
 
 
 class Show:
-    """session: its id, once it is created. current: the gateway that its client is at. excuse: why the session ended
-    before its time and no one is to blame; "" if it did not."""
+    """session: its id, once it is created. current: the gateway that its client is at. excuses: what happened that no
+    one is to blame for, each once. is_lost: the session ended by one of these, before its time."""
 
     def __init__(self, seed: int, loop: VirtualLoop, many_faults: int = 6):
         self.dice = dice = random.Random(seed)
@@ -63,7 +63,8 @@ class Show:
         self.session = self.token = ""
         self.gateways = [self._gateway(f"g{number}") for number in range(GATEWAYS)]
         self.current: Gateway = self.gateways[0]
-        self.excuse = ""
+        self.excuses: dict[str, None] = {}
+        self.is_lost = False
         self.store.untold = lambda: [line for gateway in self.gateways for line in gateway.untold]
         self.viewer = Viewer(self, self.case, dice)
         self.faults = draw_faults(dice, many_faults)
@@ -107,7 +108,7 @@ class Show:
 
     def kill(self, gateway: Gateway) -> None:
         """Its process dies; another one will be there."""
-        self.store.forgotten += gateway.untold
+        self.store.never_told(gateway.untold)
         gateway.die()
         self.gateways.append(self._gateway(f"g{len(self.gateways)}"))
         if gateway is self.current:
@@ -165,7 +166,8 @@ class Show:
             self.asked, self.viewer.away_s = self.asked + 1, 10.0
             if self.asked >= ASKED:  # whoever has it would have told the store
                 demand(not self.disk.paths, "the record is gone, and could be read off the checkpoints")
-                self.viewer.over = self.excuse = "the store lost its record before there was a checkpoint"
+                self.viewer.over, self.is_lost = "lost", True
+                self.excused("the store lost its record before there was a checkpoint")
         elif record.state is SessionState.CLOSED:
             self.viewer.over = "closed"
         else:
@@ -181,16 +183,19 @@ class Show:
     def _message(self, what: str) -> None:
         """Faults strike, and books are looked into, when the task that sends it waits."""
         if self.world.messages % 16 == 0:
-            self.loop.call_soon(self._guarded, self.check)
+            self.loop.call_soon(self.guarded, self.check)
         while self.faults.due and self.faults.due[0].at <= self.world.messages:
-            self.loop.call_soon(self._guarded, partial(strike, self, self.faults.due.pop(0)))
+            self.loop.call_soon(self.guarded, partial(strike, self, self.faults.due.pop(0)))
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def guarded(self, work: Callable[[], None]) -> None:
         """What it raises ends the schedule, and is nobody's in the session."""
         try:
             work()
         except Exception as error:  # noqa: BLE001 - raised again by `play`
             self.fail(error)
+
+    def excused(self, why: str) -> None:
+        self.excuses[why] = None
 
     def fail(self, error: BaseException) -> None:
         """Ends the schedule."""
@@ -223,6 +228,10 @@ class Show:
         self.check()
         for _ in range(2):  # the first time it may find that the store is another one, and wait
             await self._reap_after(100)
+        record = self.store.record(self.session)
+        if record and not record.state.ended:  # of its end the store was never told: that is forgotten in time
+            for _ in range(2):
+                await self._reap_after(self.service.checkpoints.retention_s + 1.0)
 
     async def _reap_after(self, seconds: float) -> None:
         """As some gateway does every now and then."""
@@ -240,8 +249,8 @@ class Show:
         gates = [gateway.host._gate for gateway in self.gateways if gateway.lives]
         demand(all(gate._free == gate._limit for gate in gates), "places of the gate are left taken")
         demand(not self.world.states(), f"{self.world.states()} states are left")
-        if self.excuse:
+        if self.is_lost:
             return
         record = self.store.record(self.session)
-        demand(record and record.state is SessionState.CLOSED, f"the record says {record and record.state.value}")
+        demand(not record or record.state is SessionState.CLOSED, f"the record says {record and record.state.value}")
         demand(not self.disk.paths, f"blobs are left: {sorted(self.disk.paths)}")

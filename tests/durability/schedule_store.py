@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ CHANCE_S = 8.0
 class Redis(MemoryStore, Party):
     """kept: how it stood before each of the last writes. holders: (epoch, nonce) of each write that it knows of.
     forgotten: lines of the control log that it has taken, and lost before their runner could tell it of them again; or
-    could not be told of while it was away. untold: such lines of runners that another one takes over from.
+    could not be told of while it was away. untold: what may be such lines, of runners that another one takes over from.
     """
 
     def __init__(self, world: World):
@@ -68,6 +68,12 @@ class Redis(MemoryStore, Party):
             since, holder = self.world.loop._now, self.holder
             self.world.loop.call_later(CHANCE_S, self._had_its_chance, holder, holder.runner, lost, since)
 
+    def never_told(self, lines: Iterable[ControlEntry]) -> None:
+        """Nobody is left who could tell it of these; of some it may know."""
+        known = [ControlEntry.from_json(line) for line in self._lines()]
+        known += [line for text in self._records.values() for line in SessionRecord.from_json(text).folded]
+        self.forgotten += [line for line in lines if line not in known]
+
     def _had_its_chance(self, holder: Any, runner: Any, lost: list[ControlEntry], since: float) -> None:
         """No excuse is left for a runner that lived all the while, with nothing between it and the store."""
         lived = holder.lives and holder.runner is runner and runner and runner.state.runs
@@ -108,8 +114,8 @@ class View:
 
     async def _call(self, name: str, *args: Any) -> Any:
         redis, world = self._redis, self._redis.world
-        asked = world.ask(self._gateway, f"store.{name}", redis, partial(self._do, name, *args))
-        return await in_time(world, 4.0, asked)
+        work = _Once(redis, partial(self._do, name, *args))
+        return await in_time(world, 4.0, world.ask(self._gateway, f"store.{name}", redis, work))
 
     def _do(self, name: str, *args: Any) -> Any:
         redis = self._redis
@@ -126,10 +132,25 @@ class View:
             redis.note(args[0] if name == "log" else result)
             redis.holder = self._gateway
         if name == "take":
-            redis.forgotten += redis.untold()
+            redis.never_told(redis.untold())
         if name == "log":
             redis.forgotten = [line for line in redis.forgotten if line != args[1]]
         return result
+
+
+class _Once:
+    """Work for a store. The message may come twice; but not to another store than the first one went to, since it came
+    over a connection to that one."""
+
+    def __init__(self, redis: Redis, work: Callable[[], Any]):
+        self._redis, self._work = redis, work
+        self._done_in = ""
+
+    def __call__(self) -> Any:
+        if self._done_in not in ("", self._redis.run):
+            raise Unavailable("the connection broke")
+        self._done_in = self._redis.run
+        return self._work()
 
 
 async def in_time(world: World, seconds: float, work: Any) -> Any:
