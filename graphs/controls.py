@@ -189,8 +189,8 @@ class ControlDesk:
             self._say(Receipt(control.revision, ReceiptStage.RECEIVED))
             if control.kind == PAUSE and control.value:
                 await self._hold(control)
-            elif arrival := await self._due(arrival):
-                self._encodings.put_nowait(arrival)
+            elif due := await self._due(arrival):
+                self._encodings.put_nowait(due)
 
     async def _due(self, arrival: _Arrival) -> _Arrival | None:
         """What is left to be done of one that comes again after its line was lost with the runner before: some stages
