@@ -145,7 +145,7 @@ def lost_wish(patch: Any) -> None:
 PLANTED = {
     too_early: 60,
     too_far: 3,
-    no_compare: 18,
+    no_compare: 44,
     step_twice: 3,
     frame_twice: 2,
     chunk_twice: 3,

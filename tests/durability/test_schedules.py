@@ -19,6 +19,8 @@ from schedule import play  # noqa: E402
 from schedule_many import Tally, play_many  # noqa: E402
 
 FEW, MANY = 2_000, 100_000
+EXCUSED = 0.03
+"""So many may have met what can't be kept."""
 MET = (
     "actor killed",
     "gateway killed",
@@ -58,6 +60,7 @@ def _check(tally: Tally, count: int) -> None:
     first = next(iter(tally.bad.items()), None)
     assert not first, f"{len(tally.bad)} bad; python tests/durability/schedule.py {first[0]} plays one: {first[1]}"
     assert tally.played == count
+    assert tally.lenient <= count * EXCUSED, f"{tally.lenient} of {count} have an excuse: {dict(tally.excused)}"
     assert not (rare := [what for what in MET if tally.struck[what] < count / 1000]), f"hardly met: {rare}"
 
 
@@ -71,7 +74,6 @@ def test_a_seed_replays_exactly_in_any_process():
     assert [int(trace) for trace in again.stdout.split()] == [play(seed).trace for seed in seeds]
 
 
-@pytest.mark.slow  # not all of them hold yet
 @pytest.mark.timeout(1200)
 def test_two_thousand_schedules():
     _check(play_many(1, FEW), FEW)
