@@ -21,6 +21,7 @@ from riverrun.actors.reaper import Reaper
 from riverrun.configs import ServiceConfig
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Graph
+from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.runner import Runner
 from riverrun.models.base import Unavailable
 from riverrun.store.records import ControlEntry
@@ -69,13 +70,15 @@ class Directory:
 
 
 class Host(SessionHost):
-    """runs_by: settings of its runners."""
+    """runs_by: settings of its runners. keepers: of all of these, so far."""
 
     runs_by: RunnerConfig
+    keepers: list[RecordKeeper]
 
     def _runner(self, *args: Any) -> Runner:
         runner = super()._runner(*args)
         runner._config = self.runs_by
+        self.keepers.append(runner._keeper)
         return runner
 
 
@@ -94,7 +97,7 @@ class Gateway:
         directory: Any = Directory(self._world, controller, self, case.graph, case.models)
         self.vault: Any = disk.by(self)
         self.host = Host(directory, store.by(self), self._world.clock, config, self.name, vault=self.vault)
-        self.host.runs_by = runs_by
+        self.host.runs_by, self.host.keepers = runs_by, []
         self.reaper = Reaper(self.host, self.vault, config.checkpoints)
 
     @property
@@ -109,9 +112,10 @@ class Gateway:
 
     @property
     def untold(self) -> list[ControlEntry]:
-        """Lines of the session's log that wait here, as the store is away; some that it has may be among them."""
-        keeper = self.runner._keeper if self.runner else None
-        return [*keeper._folded.values(), *keeper._unwritten] if keeper and keeper._away else []
+        """Lines of the session's log that wait here, as the store is away; some that it has may be among them. Those of
+        a runner that has ended may wait, too."""
+        away = [keeper for keeper in self.host.keepers if self.lives and keeper._away]
+        return [line for keeper in away for line in (*keeper._folded.values(), *keeper._unwritten)]
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Runs it in this process."""

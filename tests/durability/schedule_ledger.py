@@ -109,7 +109,8 @@ class Ledger:
         if late:
             self._must_be_forgotten(late, where, f"its prompt is {prompt}, after others were in force")
         early = [r for r, first in self._applied.items() if number < first and r == prompt]
-        demand(not early, f"{where}: prompt {early} is in force before frame {self._applied.get(prompt)}")
+        if early:
+            self._must_be_forgotten(early, where, f"its prompt is in force before frame {self._applied.get(prompt)}")
         self.seen[chunk] = prompt
         if len(self.seen) > 8:
             del self.seen[min(self.seen)]
