@@ -169,7 +169,8 @@ def test_a_checkpoint_that_is_none(tmp_path):
 
 def test_ctrl_c_keeps_what_came_and_ends_the_session(running, tmp_path):
     film = tmp_path / "a.mp4"
-    listens = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # tests may run in the background
+    # Whatever runs in the background is born deaf to SIGINT, and tests may.
+    listens = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", f"{listens}; from riverrun.client.cli import main; main()", "run", "generate"]
     command += ["--prompt", "a", "--seconds", "100000", "--out", str(film), "--address", running.address]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"})
