@@ -23,7 +23,6 @@ from riverrun.models.wan.schedule import FlowSchedule, shifted
 from riverrun.train.generator import (
     Batch,
     Generator,
-    Resumable,
     keep_memory,
     noisy_context,
     sample_batch,
@@ -31,6 +30,7 @@ from riverrun.train.generator import (
 )
 from riverrun.train.generator import Recipe as BaseRecipe
 from riverrun.train.generator import Trainer as BaseTrainer
+from riverrun.train.resumable import Resumable
 from riverrun.train.teacher_forcing import teacher_forced_flow
 
 SERVED_STEPS = (1000, 750, 500, 250)
@@ -57,6 +57,8 @@ class Distiller(Resumable):
     """One run: teacher and starting point are the averaged weights of the generator's checkpoint."""
 
     file = "distilled.pt"
+    model: Generator
+    average: Generator
 
     def __init__(self, recipe: Recipe, base: BaseRecipe, folder: Path, compiled: bool = False):
         self.recipe, self.folder, self.step = recipe, folder, 0
@@ -88,9 +90,7 @@ class Distiller(Resumable):
             group["lr"] = self.recipe.rate_at(self.step)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        keep = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        for average, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            average.data.lerp_(now.data, 1 - keep)
+        self.follow(self.recipe.ema)
         self.step += 1
         return loss.item()
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import riverrun.weights
+from riverrun.models.snapshot import below
 from riverrun.models.wan.vae import WanVAE
 from riverrun.train.captions import build_tokenizer
 from riverrun.train.data import load_codec
@@ -26,22 +27,28 @@ FOLDER = Path(riverrun.weights.__file__).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run, to = folders(__doc__)
+    export_generator(run, to)
+    export_vae(run, to)
+
+
+def folders(about: str | None) -> tuple[Path, Path]:
+    """The command line of every export: the run's folder, and where its weights go. about: the module's docstring."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--to", type=Path, default=FOLDER)
     args = parser.parse_args()
     args.to.mkdir(parents=True, exist_ok=True)
-    export_generator(args.run, args.to)
-    export_vae(args.run, args.to)
+    return args.run, args.to
 
 
 def export_generator(run: Path, to: Path) -> None:
     """DiT, text encoder and tokenizer, from the distilled weights if there are any, else the averaged ones."""
     distilled, checkpoint = run / "distilled.pt", run / "checkpoint.pt"
     state = torch.load(distilled if distilled.exists() else checkpoint, weights_only=True)["average"]
-    write(_below(state, "dit."), asdict(TINY), to / "world-dit")
+    write(below(state, "dit."), asdict(TINY), to / "world-dit")
     text = TextEncoder(build_tokenizer(), TINY.text_dim)
-    text.load_state_dict(_below(state, "text."))
+    text.load_state_dict(below(state, "text."))
     tensors = {name: t for name, t in text.umt5.state_dict().items() if name != "encoder.embed_tokens.weight"}  # tied
     write(tensors, text.umt5.config.to_diff_dict(), to / "world-text")
     text.tokenizer.save(str(to / "world-tokenizer.json"))
@@ -65,10 +72,6 @@ def write(tensors: dict[str, Tensor], config: dict[str, Any], path: Path) -> Non
     save_file(halves, path.with_suffix(".safetensors"), metadata={"format": "pt"})
     path.with_suffix(".safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
     path.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 from riverrun.models.wan.dit import WanConfig, WanModel
 from riverrun.train.captions import TEXT_LEN, build_tokenizer, caption, paraphrase
 from riverrun.train.codec import SPACE
-from riverrun.train.data import BLOCK, BLOCKS, Clips, load_shard, store
+from riverrun.train.data import BLOCK, BLOCKS, Clips, load_shard
+from riverrun.train.resumable import Resumable
 from riverrun.train.scenes import Scene
 from riverrun.train.teacher_forcing import initialise, slot_turn, teacher_forced_flow
 
@@ -108,40 +109,12 @@ class Generator(nn.Module):
         self.text = TextEncoder(build_tokenizer(), shape.text_dim)
 
 
-class Resumable:
-    """A run's weights, their average and the optimiser, in ``folder / file``: what a later call goes on from."""
-
-    file: str
-    folder: Path
-    step: int
-    model: Generator
-    average: Generator
-    optimiser: torch.optim.Optimizer
-
-    def save(self) -> None:
-        state = {
-            "step": self.step, "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        store(state, self.folder / self.file)
-
-    def load(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one."""
-        path = self.folder / self.file
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        return True
-
-
 class Trainer(Resumable):
     """One run: ``advance`` makes a step, ``save`` and ``load`` its checkpoint."""
 
     file = "checkpoint.pt"
+    model: Generator
+    average: Generator
 
     def __init__(self, recipe: Recipe, folder: Path, compiled: bool = False):
         self.recipe, self.folder, self.step = recipe, folder, 0
@@ -171,10 +144,7 @@ class Trainer(Resumable):
             group["lr"] = recipe.rate_at(self.step)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        keep = min(recipe.ema, (self.step + 1) / (self.step + 10))
-        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-        for average, now in pairs:
-            average.data.lerp_(now.data, 1 - keep)
+        self.follow(recipe.ema)
         self.step += 1
         return loss.item()
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from riverrun.models.geometry.vggt import VGGT, VGGTConfig
-from riverrun.train.data import store
 from riverrun.train.generator import keep_memory, train
 from riverrun.train.geometry_clip import watch
 from riverrun.train.geometry_flat import pairs
@@ -33,6 +32,7 @@ from riverrun.train.geometry_loss import dense_loss, pose_loss
 from riverrun.train.geometry_measure import Score, score
 from riverrun.train.geometry_rooms import room
 from riverrun.train.geometry_start import FIELD_OF_VIEW, TINY, initialise
+from riverrun.train.resumable import Resumable
 
 FRAMES = 6  # of a clip
 CANVASES, HELD_OUT_CANVASES = range(400), range(10_000, 10_100)
@@ -81,8 +81,12 @@ class Recipe:
         return next(lesson.shares for lesson in self.lessons if step < lesson.until)
 
 
-class Trainer:
+class Trainer(Resumable):
     """One run: `advance` makes a step, `save` and `load` its checkpoint."""
+
+    file = "checkpoint.pt"
+    model: VGGT
+    average: VGGT
 
     def __init__(self, recipe: Recipe, folder: Path, say_every: int = 100):
         self.recipe, self.folder, self.step, self.say_every = recipe, folder, 0, say_every
@@ -116,7 +120,7 @@ class Trainer:
         if norm.isfinite():  # a clip with next to no depth in it may not cost the run
             self.optimiser.step()
         self.optimiser.zero_grad()
-        self._follow()
+        self.follow(recipe.ema)
         self.step += 1
         for name, part in parts.items():
             self.losses.setdefault(f"{kind}.{name}", []).append(part.detach().item())
@@ -130,11 +134,6 @@ class Trainer:
             frame = rng.randrange(batch.images.shape[1])
             parts["depth"], parts["points"] = dense_loss(self.model, seen, batch, frame)
         return parts
-
-    def _follow(self) -> None:
-        keep = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        for average, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            average.data.lerp_(now.data, 1 - keep)
 
     def say(self) -> None:
         """Adds a line to log.jsonl and prints it short."""
@@ -152,27 +151,13 @@ class Trainer:
     def measure(self, kind: str) -> Score:
         return score(self.average, held_out(kind, self.recipe.shape.image))
 
-    def save(self) -> None:
-        state = {
-            "step": self.step, "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        store(state, self.folder / "checkpoint.pt")
-
     def load(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        """The groups' factors are the recipe's, also where the checkpoint is of an older one."""
         factors = [group["factor"] for group in self.optimiser.param_groups]
-        self.optimiser.load_state_dict(state["optimiser"])
+        is_there = super().load()
         for group, factor in zip(self.optimiser.param_groups, factors, strict=True):
             group["factor"] = factor
-        return True
+        return is_there
 
 
 def _groups(model: VGGT, recipe: Recipe) -> list[dict[str, object]]:

@@ -5,13 +5,12 @@ python -m riverrun.train.geometry_export --run RUNDIR [--to FOLDER]
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from riverrun.train.export import FOLDER, write
+from riverrun.train.export import folders, write
 from riverrun.train.geometry import Recipe
 
 NAME = "world-vggt"
@@ -25,12 +24,8 @@ def export(run: Path, to: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--to", type=Path, default=FOLDER)
-    args = parser.parse_args()
-    args.to.mkdir(parents=True, exist_ok=True)
-    print(f"step {export(args.run, args.to)} -> {args.to / NAME}.safetensors")
+    run, to = folders(__doc__)
+    print(f"step {export(run, to)} -> {to / NAME}.safetensors")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from riverrun.models.super_resolution.decoder import enlarged
-from riverrun.train.data import store
 from riverrun.train.generator import keep_memory, train
 from riverrun.train.quality import psnr
+from riverrun.train.resumable import Resumable
 from riverrun.train.vsr_data import SCALE, Pool, levels, load_pools, shrunk
 from riverrun.train.vsr_model import PARTS, Sizes, TinyVSR, newest
 
@@ -54,10 +54,12 @@ class Recipe:
 RESTORER = Recipe(steps=1200, batch=1, frames=21, size=128, rate=5e-4)
 
 
-class Trainer:
+class Trainer(Resumable):
     """The first part of a run: `advance` makes a step, `save` and `load` its checkpoint."""
 
-    part = "decoder"
+    file = "vsr-decoder.pt"
+    model: TinyVSR
+    average: TinyVSR
 
     def __init__(
         self, recipe: Recipe, folder: Path, sizes: Sizes | None = None, pools: tuple[Pool, Pool] | None = None
@@ -90,17 +92,11 @@ class Trainer:
             group["lr"] = recipe.rate_at(self.step)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self._follow()
+        self.follow(recipe.ema)
         self.step += 1
         if self.step % 100 == 0:
             self.watch()
         return loss.item()
-
-    def _follow(self) -> None:
-        keep = min(self.recipe.ema, (self.step + 1) / (self.step + 10))
-        with torch.no_grad():
-            for average, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(now, 1 - keep)
 
     def loss(self, sharp: Tensor, rng: random.Random) -> Tensor:
         small, truth = levels(shrunk(sharp)), levels(sharp)
@@ -131,33 +127,11 @@ class Trainer:
         if self.step == 200 and gain < 0.3:
             raise SystemExit(f"stuck: {gain:+.2f} dB after 200 steps")
 
-    def save(self) -> None:
-        state = {
-            "step": self.step, "weights": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }  # fmt: skip
-        store(state, self._path)
-
-    def load(self) -> bool:
-        """Goes on from the folder's checkpoint, if there is one."""
-        if not self._path.exists():
-            return False
-        state = torch.load(self._path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["weights"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        return True
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / f"vsr-{self.part}.pt"
-
 
 class RestorerTrainer(Trainer):
     """The second part: all weights."""
 
-    part = "restorer"
+    file = "vsr-restorer.pt"
     patch = 96  # pixels a side of what is decoded
 
     def __init__(

@@ -6,25 +6,20 @@ python -m riverrun.train.vsr_export --run RUNDIR [--to FOLDER]
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from riverrun.train.export import FOLDER, write
+from riverrun.models.snapshot import below
+from riverrun.train.export import folders, write
 from riverrun.train.vsr_model import Sizes, TinyVSR, newest
 
 NAME = "world-vsr"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--to", type=Path, default=FOLDER)
-    args = parser.parse_args()
-    args.to.mkdir(parents=True, exist_ok=True)
-    export(args.run, args.to)
+    export(*folders(__doc__))
 
 
 def export(run: Path, to: Path) -> None:
@@ -35,7 +30,7 @@ def export(run: Path, to: Path) -> None:
     model.load_state_dict(newest(run))
     tensors = model.state_dict()
     for part, config in (("dit", sizes.dit), ("guidance", sizes.swin), ("decoder", sizes.decoder), ("vae", sizes.vae)):
-        mine = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+        mine = below(tensors, f"{part}.")
         if part == "vae":
             mine = {name: t for name, t in mine.items() if name.startswith(("encoder.", "conv1."))}
         write(mine, asdict(config), to / f"{NAME}-{part}")
