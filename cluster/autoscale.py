@@ -12,7 +12,7 @@ class ScaleRule:
     the load is: the first entry whose bound is not passed counts; an endless bound comes last.
 
     hold_s: a smaller target must stand so long before it counts, so that a short lull sends no one home.
-    window_s: over which restlessness is looked at. start_s: what a worker takes to come.
+    window_s: over which restlessness is looked at.
     """
 
     least: int = 1
@@ -21,7 +21,6 @@ class ScaleRule:
     full: tuple[tuple[float, float], ...] = ((0.05, 0.98), (0.15, 0.94), (math.inf, 0.88))
     hold_s: float = 5.0
     window_s: float = 60.0
-    start_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -10,26 +10,23 @@ from dataclasses import dataclass, field
 class Session:
     """One session at one stage.
 
-    alone_ms: what its chunk takes with a worker to itself. state_bytes: what a move carries. is_active: it wants
-    chunks now; one that does not needs no place on a worker.
+    alone_ms: what its chunk takes with a worker to itself. state_bytes: what a move carries.
     """
 
     id: str
     alone_ms: float
     state_bytes: int = 0
-    is_active: bool = True
 
 
 @dataclass(frozen=True)
 class Worker:
     """places: the most active sessions it can hold. sessions: those it holds. is_cordoned: it is to be emptied, and
-    takes no more. price: of a second, in any unit."""
+    takes no more."""
 
     id: str
     places: int
     sessions: tuple[Session, ...] = ()
     is_cordoned: bool = False
-    price: float = 1.0
 
     @property
     def room(self) -> int:
@@ -49,17 +46,10 @@ class Move:
 class Plan:
     """What is to be done, in this order: start workers up to `workers`, the moves, then let go of `released`.
 
-    unplaced: active sessions that found no place. why: one line for each decision, for people.
+    why: one line for each decision, for people.
     """
 
     workers: int
     moves: tuple[Move, ...] = ()
-    suspended: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
-    unplaced: tuple[str, ...] = ()
     why: Mapping[str, str] = field(default_factory=dict)
-
-
-def owners(workers: Iterable[Worker]) -> dict[str, str]:
-    """The worker of each session that has one."""
-    return {session.id: worker.id for worker in workers for session in worker.sessions}

@@ -129,9 +129,7 @@ class Run:
 
     def _settle(self, user: _User) -> None:
         """It has a place, and goes on there when its state has come."""
-        since = self._waiting.pop(user.session.id, None)
-        if since is not None:
-            self.tally.unplaced_s += self.now - since
+        self._waits_no_more(user.session.id)
         user.free_at = self.now + move_ms(user.session.state_bytes) / 1000
         if user.ready_at is None and not user.parked and not user.in_step:
             user.ready_at = user.asked_at if user.is_new else self.now
@@ -146,8 +144,7 @@ class Run:
         if machine := self._machine(name):
             machine.ready.pop(name, None)
         self.floor.leave(name)
-        if since := self._waiting.pop(name, None):
-            self.tally.unplaced_s += self.now - since
+        self._waits_no_more(name)
         user.playout.end(self.now)
         self.tally.played_s += user.playout.played_s
         self.tally.stalled_s += user.playout.stalled_s
@@ -245,9 +242,13 @@ class Run:
             else:
                 self._down(name)
         for _ in range(plan.workers - len(self.floor.desks) - self._coming):
-            self._coming += 1
-            self.tally.worker_s += self.world.start_s  # paid for from the moment it was asked for
-            self._at(self.now + self.world.start_s, self._arrive)
+            self._buy()
+
+    def _buy(self) -> None:
+        """A worker is paid for from the moment it is asked for."""
+        self._coming += 1
+        self.tally.worker_s += self.world.start_s
+        self._at(self.now + self.world.start_s, self._arrive)
 
     def _arrive(self) -> None:
         self._coming -= 1
@@ -270,9 +271,7 @@ class Run:
         for name in self._draw.sample(sorted(self.floor.desks), min(many, len(self.floor.desks))):
             orphans = self.floor.remove(name)
             self._down(name)
-            self._coming += 1
-            self.tally.worker_s += self.world.start_s
-            self._at(self.now + self.world.start_s, self._arrive)
+            self._buy()
             for session in orphans:
                 user = self._users[session.id]
                 user.turn += 1  # a step in hand is lost with it
@@ -289,6 +288,11 @@ class Run:
                 self._waiting.setdefault(user.session.id, self.now)
 
     # -- helpers ---------------------------------------------------------------------------------------------
+
+    def _waits_no_more(self, session: str) -> None:
+        since = self._waiting.pop(session, None)
+        if since is not None:
+            self.tally.unplaced_s += self.now - since
 
     def _machine(self, session: str) -> _Machine | None:
         home = self.floor.home.get(session)

@@ -210,9 +210,9 @@ BASELINES: Mapping[str, str] = {
 }
 
 
-def policy(name: str, places: int, peak: int, most: int, start_s: float) -> Policy:
+def policy(name: str, places: int, peak: int, most: int) -> Policy:
     """peak: workers that the most active sessions of a trace need, which is what a fixed cluster is given."""
-    rule = ScaleRule(most=most, places=places, start_s=start_s)
+    rule = ScaleRule(most=most, places=places)
     makers: Mapping[str, Callable[[], Policy]] = {
         "B1": lambda: Static(name, places, peak),
         "B2": lambda: Static(name, places, peak, is_pinned=False),

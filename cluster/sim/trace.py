@@ -46,15 +46,14 @@ class Trace:
     @property
     def peak_active(self) -> int:
         """The most sessions active at once."""
-        peak = now = 0
+        peak = 0
         active: set[str] = set()
         for event in self.events:
             if event.act is Act.ACTIVE:
                 active.add(event.session)
             elif event.act in (Act.IDLE, Act.LEAVE):
                 active.discard(event.session)
-            now = len(active)
-            peak = max(peak, now)
+            peak = max(peak, len(active))
         return peak
 
 

@@ -16,7 +16,7 @@ from riverrun.cluster.sim.trace import WORKLOADS, Act, Event, Trace, demo, read,
 
 
 def play(trace: Trace, name: str, fixed: int = 2, **world: float) -> Score:
-    return Run(trace, policy(name, 4, fixed, 1000, 30.0), World(**world)).score()
+    return Run(trace, policy(name, 4, fixed, 1000), World(**world)).score()
 
 
 def one(seconds: float = 20.0, **more: float) -> Trace:
