@@ -35,6 +35,16 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+def written(writer: Writer) -> list[Path]:
+    """What a writer has made: what it says itself, where that is not the one file or folder at its path."""
+    return getattr(writer, "written", [writer.path])
+
+
+def is_picture(array: np.ndarray) -> bool:
+    """Whether it is uint8 [H, W, 3]."""
+    return array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+
+
 class Both:
     """Two writers of one port. path, frames: the first one's; `written`: what both have made."""
 
@@ -47,7 +57,7 @@ class Both:
 
     @property
     def written(self) -> list[Path]:
-        return [path for each in (self._first, self._second) for path in getattr(each, "written", [each.path])]
+        return [path for each in (self._first, self._second) for path in written(each)]
 
     def add(self, frame: Frame) -> None:
         self._first.add(frame)
@@ -104,12 +114,12 @@ class Mp4Writer:
 
     def add(self, frame: Frame) -> None:
         """Raises ExportError for what is no picture, or one of another size than the first."""
-        if frame.array.dtype != np.uint8 or frame.array.ndim != 3 or frame.array.shape[2] != 3:
+        if not is_picture(frame.array):
             raise ExportError(
                 f"port {frame.port!r} carries {frame.array.dtype} {list(frame.array.shape)}, not pictures;"
                 " give a folder, its arrays are written as .npy"
             )
-        picture = _even(enlarge(frame.array, zoom(*frame.array.shape[:2])))
+        picture = even(enlarge(frame.array, zoom(*frame.array.shape[:2])))
         ticks = round(frame.seconds * TICKS_PER_SECOND)
         if self._stream is None:
             self._start = ticks
@@ -194,7 +204,7 @@ class PngFolder:
         """Nothing is left to do: every file was complete when it was written."""
 
 
-def _even(picture: np.ndarray) -> np.ndarray:
+def even(picture: np.ndarray) -> np.ndarray:
     """yuv420p has half as many colour samples: an odd side repeats its last row or column."""
     height, width = picture.shape[:2]
     return (

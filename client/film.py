@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from riverrun.client.export import ExportError
+from riverrun.client.export import ExportError, even, is_picture
 from riverrun.client.sources import Look, Picture
 from riverrun.client.types import Frame
 
@@ -48,7 +48,7 @@ class FilmWriter:
     def add(self, frame: Frame) -> None:
         """Raises ExportError for what is no picture."""
         array = frame.array
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        if not is_picture(array):
             raise ExportError(f"port {frame.port!r} carries {array.dtype} {list(array.shape)}, not pictures")
         if frame.number not in self._times:
             raise ExportError(f"frame {frame.number} of port {frame.port!r} came, {self.expected} went in")
@@ -133,9 +133,7 @@ class _Part:
             self._video.set_display_rotation(look.rotation)
 
     def add(self, array: np.ndarray, pts: int, seconds: float) -> None:
-        height, width = _evened(self.size)
-        padded = np.pad(array, ((0, height - self.size[0]), (0, width - self.size[1]), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even(array)), format="rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=self._matrix)
         frame.pts, frame.time_base = pts, self._time_base
         self._encode(frame)
