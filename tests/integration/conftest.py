@@ -1,10 +1,11 @@
 """One real service for the whole folder: real gRPC port, real Ray, real store server. Started once."""
 
 import asyncio
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from riverrun.actors.serve import Service
+from riverrun.client.sync import Client
 from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos import riverrun_pb2_grpc as rpc
@@ -87,6 +89,23 @@ class Running:
         self.call(self.service.__aexit__(None, None, None))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+
+@contextlib.contextmanager
+def serving(*settings: str) -> Iterator[Running]:
+    """A service of these settings on a Ray of its own, for a module that wants other models than the folder's one."""
+    running = Running(load_service(None, ["port=0", "ray_address=local", "drain_s=1", *settings]))
+    running.start()
+    yield running
+    running.stop()
+
+
+@contextlib.contextmanager
+def client_of(running: Running, *models: str) -> Iterator[Client]:
+    """A client, when these models are there; they are started if need be."""
+    with Client(running.service.address) as client:
+        eventually(lambda: set(models) <= {m.name for m in client.models(start=models) if m.outputs}, 4 * DEADLINE_S)
+        yield client
 
 
 class Stream:

@@ -13,11 +13,9 @@ import pytest
 
 from riverrun.client.errors import Error
 from riverrun.client.geometry.views import PORTS, Views
-from riverrun.client.sync import Client
-from riverrun.configs import load_service
 from riverrun.tests.client.test_sources import film
 
-from .conftest import DEADLINE_S, Running, eventually
+from .conftest import DEADLINE_S, client_of, serving
 
 SIDE = 112  # of the picture in the shipped network
 MODELS = ("longlive-world", "world-text", "infvsr-world", "infinitevggt-world")
@@ -25,19 +23,14 @@ MODELS = ("longlive-world", "world-text", "infvsr-world", "infinitevggt-world")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    settings = ["port=0", f"models=[{','.join(MODELS)}]", "ray_address=local", "drain_s=1"]
-    running = Running(load_service(None, [*settings, f"checkpoints.uri={tmp_path_factory.mktemp('blobs')}"]))
-    running.start()
-    yield running
-    running.stop()
+    blobs = f"checkpoints.uri={tmp_path_factory.mktemp('blobs')}"
+    with serving(f"models=[{','.join(MODELS)}]", blobs) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def rr(service):
-    wanted = [name for name in MODELS if name != "world-text"]
-    with Client(service.service.address) as client:
-        found = lambda: [m for m in client.models(start=wanted) if m.name in wanted and m.outputs]  # noqa: E731
-        eventually(lambda: len(found()) == len(wanted), 4 * DEADLINE_S)
+    with client_of(service, *(name for name in MODELS if name != "world-text")) as client:
         yield client
 
 

@@ -17,13 +17,11 @@ import pytest
 from PIL import Image
 
 from riverrun.client.errors import BadRequest, Error
-from riverrun.client.sync import Client
-from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 from riverrun.protos.wire import Header, Joiner, encode, split
 from riverrun.tests.client.test_sources import UNEVEN, film
 
-from .conftest import DEADLINE_S, Running, Stubs, eventually
+from .conftest import DEADLINE_S, Stubs, client_of, eventually, serving
 
 HEIGHT, WIDTH = 12, 16
 SIZE = {"height": HEIGHT, "width": WIDTH}
@@ -32,19 +30,14 @@ TICKS = 3600
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    settings = ["port=0", "models=[synthetic,infvsr-world]", "ray_address=local", "drain_s=1"]
-    settings += ["checkpoints.chunks=4", f"checkpoints.uri={tmp_path_factory.mktemp('blobs')}"]
-    running = Running(load_service(None, settings))
-    running.start()
-    yield running
-    running.stop()
+    blobs = f"checkpoints.uri={tmp_path_factory.mktemp('blobs')}"
+    with serving("models=[synthetic,infvsr-world]", "checkpoints.chunks=4", blobs) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def rr(service):
-    names = ("infvsr-world",)
-    with Client(service.service.address) as client:
-        eventually(lambda: all(m.outputs for m in client.models(start=names) if m.name in names), 4 * DEADLINE_S)
+    with client_of(service, "infvsr-world") as client:
         yield client
 
 

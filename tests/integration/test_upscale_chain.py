@@ -8,12 +8,10 @@ import pytest
 import ray
 
 from riverrun.actors.handles import RayStageHandle
-from riverrun.client.sync import Client
-from riverrun.configs import load_service
 from riverrun.models.synthetic import colour
 from riverrun.protos import riverrun_pb2 as pb
 
-from .conftest import DEADLINE_S, Running, Stubs, eventually
+from .conftest import Stubs, client_of, eventually, serving
 
 SEED = 7
 MIB = 1 << 20
@@ -47,21 +45,13 @@ def service(tmp_path_factory):
     (folder / "teller.yaml").write_text("name: teller\nclass: telling:Teller\nstage: generation\n")
     graphs = ",".join(f"{folder}/{name}.yaml" for name in CHAINS)
     models = f"models=[synthetic,infvsr-world,world-text,longlive-world,{folder}/teller.yaml]"
-    running = Running(load_service(None, ["port=0", "ray_address=local", "drain_s=1", models, f"graphs=[{graphs}]"]))
-    running.start()
-    yield running
-    running.stop()
+    with serving(models, f"graphs=[{graphs}]") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def rr(service):
-    names = (
-        "infvsr-world",
-        "longlive-world",
-        "teller",
-    )
-    with Client(service.service.address) as client:
-        eventually(lambda: all(m.outputs for m in client.models(start=names) if m.name in names), 4 * DEADLINE_S)
+    with client_of(service, "infvsr-world", "longlive-world", "teller") as client:
         yield client
 
 
