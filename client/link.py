@@ -67,6 +67,8 @@ class Link:
                 await asyncio.wait({read})
                 raise Lost(f"no word from the service for {silent:.0f} s")
             self.send(pb.ClientMessage(ping=pb.Ping()))
+        if read.cancelled():  # by nobody here: whoever closes a link reads it no more
+            raise Lost("the call was cut")
         return read.result()
 
     async def _requests(self) -> AsyncIterator[pb.ClientMessage]:
