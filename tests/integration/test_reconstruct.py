@@ -42,7 +42,7 @@ def video(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
     ]
 
 
-def reconstructed(rr, frames, **params) -> list:
+def reconstructed(rr, frames, finish: bool = True, **params) -> list:
     """All frames of all ports."""
     with rr.stream("reconstruct", **params) as stream:
 
@@ -50,7 +50,8 @@ def reconstructed(rr, frames, **params) -> list:
             try:
                 for number, frame in enumerate(frames):
                     stream.send(frame, number / 10)
-                stream.finish()
+                if finish:
+                    stream.finish()
             except Error:
                 return  # whoever takes frames is told
 
@@ -106,8 +107,9 @@ def test_frames_may_change_their_size_where_they_look_alike_inside(rr):
     ],
 )
 def test_what_can_not_be_done_is_said(rr, frames, params, message):
+    # Not finished: grpc.aio may lose how a call ended that was still written to, and the next one is to say it again.
     with pytest.raises(Error, match=message):
-        reconstructed(rr, frames, **params)
+        reconstructed(rr, frames, finish=False, **params)
 
 
 def test_world_is_one_stream_with_one_clock(rr):
