@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,10 @@ from schedule_world import Party, World
 
 from riverrun.actors.checkpoints import Checkpoints, wait
 from riverrun.actors.stage import StageWorker
-from riverrun.graphs.stage import InputLost, Packet, StageGone
+from riverrun.graphs.stage import Packet, StageGone
 from riverrun.models.synthetic import Synthetic
 from riverrun.store.checkpoints import Engine
-
-
-@dataclass
-class Ref:
-    """Data that lives in the actor that made it."""
-
-    owner: Actor
-    array: np.ndarray
+from riverrun.tests.durability.world import Ref, read
 
 
 class Actor(Party):
@@ -117,7 +110,7 @@ class Handle:
         self.world.furthest[self.stage] = max(self.world.furthest[self.stage], request.seq + 1)
 
         def work() -> Future:
-            inputs = tuple(replace(chunk, data=_read(chunk.data)) for chunk in request.inputs)
+            inputs = tuple(replace(chunk, data=read(chunk.data)) for chunk in request.inputs)
             future = self.worker.submit(replace(self._named(request), inputs=inputs))
             if future.done():
                 self.world.struck["answered from what was kept"] += 1
@@ -202,11 +195,3 @@ def _after(first: Future, then: Callable[[], Any]) -> Future:
 
     first.add_done_callback(go_on)
     return made
-
-
-def _read(data: Any) -> np.ndarray:
-    if isinstance(data, Ref):
-        if not data.owner.lives:
-            raise InputLost("an input died with the actor that made it")
-        return data.array
-    return data

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.models.base import Control, Unavailable
+from riverrun.tests.durability.world import Encoder
 
 SOURCE = Graph("source", (StageSpec("a", "m"),), {"frames": Endpoint("a", "frames")})
 PARAMS = {"a": {"height": 4, "width": 4, "state_bytes": 64, "prompt": "p0"}}
 CHUNK = 4
-
-
-class Encoder:
-    """Knows what it was asked for."""
-
-    def __init__(self):
-        self.asked = []
-
-    async def encode(self, text):
-        self.asked.append(text)
-        return np.full(2, len(text), np.float32)
 
 
 async def steered(w, world, config, controls, encoders=None):

@@ -6,15 +6,9 @@ import asyncio
 
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
-from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.store.records import SessionState
+from riverrun.tests.durability.world import CHAIN
 
-CHAIN = Graph(
-    "chain",
-    (StageSpec("a", "m"), StageSpec("b", "m")),
-    {"frames": Endpoint("b", "frames")},
-    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")),),
-)
 SIZE = {"height": 4, "width": 4}
 CONFIG = RunnerConfig(cadence=Cadence(chunks=3))
 

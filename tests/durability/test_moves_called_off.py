@@ -8,16 +8,10 @@ import pytest
 
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
-from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.records import SessionState
+from riverrun.tests.durability.world import CHAIN
 
-CHAIN = Graph(
-    "chain",
-    (StageSpec("a", "m"), StageSpec("b", "m")),
-    {"frames": Endpoint("b", "frames")},
-    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")),),
-)
 SMALL = {"height": 4, "width": 4, "state_bytes": 64}
 PARAMS = {"a": SMALL, "b": {**SMALL, "takes": 6, "chunk_frames": 3}}
 CONFIG = RunnerConfig(cadence=Cadence(chunks=3))

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
-from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.script import TimedControl
 from riverrun.models.base import Control
 from riverrun.store.records import SessionState
+from riverrun.tests.durability.world import CHAIN, Encoder
 
-CHAIN = Graph(
-    "chain",
-    (StageSpec("a", "m"), StageSpec("b", "m")),
-    {"frames": Endpoint("b", "frames")},
-    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")),),
-)
 SMALL = {"height": 4, "width": 4, "state_bytes": 64, "prompt": "p0"}
 PARAMS = {"a": SMALL, "b": {**SMALL, "takes": 6, "chunk_frames": 3}}
 CONFIG = RunnerConfig(cadence=Cadence(chunks=3))
 SCRIPT = [TimedControl(at, Control(n + 1, "prompt", f"p{n + 1}")) for n, at in enumerate((5, 17, 18, 33))]
 OPENING = {"params": PARAMS, "seed": 7, "max_frames": 48}
-
-
-class Encoder:
-    def __init__(self):
-        self.asked = []
-
-    async def encode(self, text):
-        self.asked.append(text)
-        return np.full(2, len(text), np.float32)
 
 
 async def undisturbed(w, clock):

@@ -7,20 +7,15 @@ import pytest
 
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
-from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
+from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.graphs.script import Script, TimedControl
 from riverrun.graphs.stage import BadRequest
 from riverrun.models.base import Control
 from riverrun.models.synthetic import colour
 from riverrun.store.records import SessionState
+from riverrun.tests.durability.world import CHAIN
 
 GEN = Graph("gen", (StageSpec("gen", "m"),), {"frames": Endpoint("gen", "frames")})
-CHAIN = Graph(
-    "chain",
-    (StageSpec("a", "m"), StageSpec("b", "m")),
-    {"frames": Endpoint("b", "frames")},
-    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")),),
-)
 SMALL = {"height": 4, "width": 4, "state_bytes": 64, "prompt": "p0"}
 PARAMS = {"gen": {"gen": SMALL}, "chain": {"a": SMALL, "b": {**SMALL, "takes": 6, "chunk_frames": 3}}}
 CONFIG = RunnerConfig(cadence=Cadence(chunks=3))

@@ -22,7 +22,7 @@ from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import ConsumerSpec, PortWish, Role
 from riverrun.graphs.durability import Durability
 from riverrun.graphs.gate import Gate
-from riverrun.graphs.graph import Graph
+from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Event, Frame, InputAck
 from riverrun.graphs.runner import Runner
 from riverrun.graphs.stage import ActorDied, InputLost
@@ -31,6 +31,24 @@ from riverrun.models.synthetic import Synthetic
 from riverrun.store.checkpoints import Engine
 from riverrun.store.memory import MemoryBlobs, MemoryStore
 from riverrun.store.records import ControlEntry, Placement, SessionRecord
+
+CHAIN = Graph(
+    "chain",
+    (StageSpec("a", "m"), StageSpec("b", "m")),
+    {"frames": Endpoint("b", "frames")},
+    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")),),
+)
+
+
+class Encoder:
+    """Knows what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def encode(self, text: str) -> np.ndarray:
+        self.asked.append(text)
+        return np.full(2, len(text), np.float32)
 
 
 class AtOnce(Executor):
@@ -103,7 +121,7 @@ class Handle:
 
     async def step(self, request: Any) -> Any:
         def work() -> Any:
-            inputs = tuple(replace(chunk, data=_read(chunk.data)) for chunk in request.inputs)
+            inputs = tuple(replace(chunk, data=read(chunk.data)) for chunk in request.inputs)
             return self.actor.worker.submit(replace(self._named(request), inputs=inputs))
 
         reply = await self.actor.call(work)
@@ -144,7 +162,8 @@ class Handle:
         return data
 
 
-def _read(data: Any) -> np.ndarray:
+def read(data: Any) -> np.ndarray:
+    """Raises InputLost where it died with its owner."""
     if isinstance(data, Ref):
         if not data.owner.lives:
             raise InputLost("an input died with the actor that made it")
