@@ -12,7 +12,6 @@ on the model alone by `riverrun.bench.checkpoint`, part (d).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import random
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from riverrun.bench.options import parsed
 from riverrun.bench.report import table, write_json
 from riverrun.bench.service import serving
 from riverrun.client.aio import AsyncClient
@@ -154,10 +154,7 @@ def measure(plan: Plan, kind: str) -> list[Loss]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one prompt, fewer frames")
-    parser.add_argument("--json", help="where to write the figures")
-    args = parser.parse_args()
+    args = parsed("recache", __doc__ or "", None)
     plan = QUICK if args.quick else Plan()
     losses = [each for kind in KINDS for each in measure(plan, kind)]
     print(f"\nPSNR of the {FRAMES} frames after a recovery, against the undisturbed stream (-: equal to the bit)")

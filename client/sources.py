@@ -146,7 +146,7 @@ class FolderSource:
             raise SourceError(f"{folder} has no pictures ({', '.join(PICTURES)})")
         if not 0 < fps <= 1000:
             raise SourceError(f"fps must be above 0 and at most 1000, got {fps:g}")
-        self._files = sorted(found, key=_by_number)
+        self._files = sorted(found, key=by_number)
         self.path: Path | None = None
         self.total: int | None = len(found)
         self.is_live = False
@@ -236,7 +236,8 @@ def _unreadable(path: Path, number: int, error: BaseException) -> SourceError:
     return SourceError(f"{path.parent.name}: frame {number} ({path.name}) can't be read: {_why(error)}")
 
 
-def _by_number(path: Path) -> list[Any]:
+def by_number(path: Path) -> list[tuple[int, str]]:
+    """Sorts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 

