@@ -125,8 +125,8 @@ def test_writing_and_reading_hold_no_second_copy(store: BlobStore) -> None:
         peak_reading = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak_writing < 1 << 20
-    assert 64 << 20 <= peak_reading < 65 << 20
+    assert peak_writing < 8 << 20  # a second copy would be 64 MiB; other threads are counted too
+    assert 64 << 20 <= peak_reading < 72 << 20
     assert same(read["big"], big["big"])
 
 
