@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ class AsyncClient:
     async def submit(
         self,
         graph: str,
-        out: str | Path,
+        out: str | Path | Mapping[str, str | Path],
         *,
         prompt: str | None = None,
         seed: int = 0,
@@ -210,19 +210,21 @@ class AsyncClient:
         port: str | None = None,
         **params: Any,
     ) -> pb.Job:
-        """Renders to a file of the service's machine with no client attached: `out` is an .mp4, or a folder for PNGs.
+        """Renders to a file of the service's machine with no client attached: `out` is an .mp4, or a folder for PNGs;
+        or one for each port.
 
         at: (frame, prompt) switches. port: the output written, the graph's first by default.
         """
         if prompt is not None:
             params["prompt"] = prompt
-        port = port or (await self.graph(graph)).outputs[0].port
+        if not isinstance(out, Mapping):
+            out = {port or (await self.graph(graph)).outputs[0].port: out}
         request = pb.SubmitJobRequest(
             graph=graph,
             seed=uint64("seed", seed),
             client_id=uuid.uuid4().hex,
             frames=await self._length(graph, frames, seconds),
-            sinks={port: sink_uri(out)},
+            sinks={name: sink_uri(path) for name, path in out.items()},
             controls=[
                 pb.TimedControl(at_frame=frame, control=pb.Control(revision=revision, prompt=text))
                 for revision, (frame, text) in enumerate(sorted(at), start=1)

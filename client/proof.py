@@ -7,8 +7,8 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,27 @@ class Kill:
 
 @dataclass
 class Account:
-    """Every frame that came, and when. silence_s: the longest wait for one since the kill, ended by frame `ended_by`,
-    `back_s` after it."""
+    """Every frame that came, on each of `ports`, and when. silence_s: the longest wait for one of the first port since
+    the kill, ended by frame `ended_by`, `back_s` after it."""
 
+    ports: Sequence[str]
     clock: Callable[[], float] = time.monotonic
-    numbers: list[int] = field(default_factory=list)
     kill: Kill | None = None
     silence_s: float = 0.0
     back_s: float = 0.0
     ended_by: int | None = None
 
     def __post_init__(self) -> None:
-        self._digest = hashlib.sha256()
+        self._numbers: dict[str, list[int]] = {port: [] for port in self.ports}
+        self._digests = {port: hashlib.sha256() for port in self.ports}
         self._last = self.clock()
 
     def add(self, frame: Frame) -> None:
         """The next frame, in the order in which they come."""
-        self.numbers.append(frame.number)
-        self._digest.update(frame.array.tobytes())
+        self._numbers[frame.port].append(frame.number)
+        self._digests[frame.port].update(frame.array.tobytes())
+        if frame.port != self.ports[0]:
+            return
         now = self.clock()
         if self.kill is not None:
             waited = now - max(self._last, self.kill.at)
@@ -58,18 +61,17 @@ class Account:
                 self.silence_s, self.back_s, self.ended_by = waited, now - self.kill.at, frame.number
         self._last = now
 
-    @property
-    def sha256(self) -> str:
-        """Of all frames' bytes in the order in which they came."""
-        return self._digest.hexdigest()
+    def sha256(self, port: str) -> str:
+        """Of the bytes of all its frames in the order in which they came."""
+        return self._digests[port].hexdigest()
 
     @property
     def duplicated(self) -> int:
-        return len(self.numbers) - len(set(self.numbers))
+        return sum(len(numbers) - len(set(numbers)) for numbers in self._numbers.values())
 
     def lost(self, total: int) -> int:
-        """Of a film of `total` frames."""
-        return len(set(range(total)) - set(self.numbers))
+        """Of a film of `total` frames on each port."""
+        return sum(len(set(range(total)) - set(numbers)) for numbers in self._numbers.values())
 
 
 def kill_worker(rr: Client, session_id: str, after: Frame, clock: Callable[[], float] = time.monotonic) -> Kill:
@@ -86,27 +88,41 @@ def kill_worker(rr: Client, session_id: str, after: Frame, clock: Callable[[], f
 
 
 def undisturbed(
-    rr: Client, graph: str, frames: int, at: Sequence[tuple[int, str]], *, prompt: str, seed: int, **params: Any
-) -> str:
-    """The SHA-256 of the same film rendered by the same service with nobody disturbing it.
+    rr: Client,
+    graph: str,
+    frames: int,
+    at: Sequence[tuple[int, str]],
+    *,
+    ports: Sequence[str],
+    prompt: str,
+    seed: int,
+    **params: Any,
+) -> dict[str, str]:
+    """The SHA-256 of the same film, by port, rendered by the same service with nobody disturbing it.
 
-    at: (frame, prompt): what was in force from which frame on. Raises Unavailable if it can't be rendered.
+    at: (frame, prompt): what was in force from which frame on. ports: of pictures. Raises Unavailable if it can't be
+    rendered.
     """
     with tempfile.TemporaryDirectory(prefix="riverrun-proof-") as folder:
-        job = rr.submit(graph, f"{folder}/", prompt=prompt, seed=seed, frames=frames, at=at, **params)
+        out = {port: f"{folder}/{port}/" for port in ports}
+        job = rr.submit(graph, out, prompt=prompt, seed=seed, frames=frames, at=at, **params)
         *_, ended = rr.watch_job(job.job_id)
         if ended.state != pb.JOB_STATE_SUCCEEDED:
             raise Unavailable(f"the undisturbed film could not be rendered: {ended.reason}", "UNAVAILABLE")
-        digest = hashlib.sha256()
-        for path in sorted(Path(folder).glob("*.png")):
-            with Image.open(path) as picture:
-                digest.update(np.asarray(picture).tobytes())
-        return digest.hexdigest()
+        return {port: _digest(Path(folder, port)) for port in ports}
 
 
-def survival(account: Account, total: int, wanted: str) -> dict[str, Any]:
-    """What became of a film of `total` frames whose worker was killed. wanted: the undisturbed one's SHA-256."""
-    kill = account.kill
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            digest.update(np.asarray(picture).tobytes())
+    return digest.hexdigest()
+
+
+def survival(account: Account, total: int, wanted: Mapping[str, str]) -> dict[str, Any]:
+    """What became of a film of `total` frames whose worker was killed. wanted: of the undisturbed one, by port."""
+    kill, found = account.kill, {port: account.sha256(port) for port in wanted}
     assert kill is not None
     return {
         "killed_actor": kill.actor,
@@ -117,7 +133,7 @@ def survival(account: Account, total: int, wanted: str) -> dict[str, Any]:
         "next_frame_after_s": round(account.back_s, 3),
         "lost": account.lost(total),
         "duplicated": account.duplicated,
-        "sha256": account.sha256,
-        "sha256_undisturbed": wanted,
-        "equal": account.sha256 == wanted,
+        "sha256": found,
+        "sha256_undisturbed": dict(wanted),
+        "equal": found == wanted,
     }

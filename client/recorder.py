@@ -6,9 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from riverrun.client.export import Writer
+from riverrun.client.export import Writer, written
 from riverrun.client.sheet import ContactSheet
 from riverrun.client.sync import Change, Stream
 from riverrun.client.timings import Timings
@@ -63,6 +64,11 @@ class Recorder:
         """Completes the files; call it whatever happened, so that what came is kept."""
         for writer in self.writers.values():
             writer.close()
+
+    def files(self) -> list[Path]:
+        """What the writers have made, once they are closed."""
+        made = [path for writer in self.writers.values() if writer.frames for path in written(writer)]
+        return list(dict.fromkeys(made))  # one writer may take many ports
 
     def refused(self) -> list[str]:
         """Why prompts were refused, one line each."""

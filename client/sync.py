@@ -229,7 +229,7 @@ class Client:
             return False
         return True
 
-    def submit(self, graph: str, out: str | Path, **options: Any) -> pb.Job:
+    def submit(self, graph: str, out: str | Path | Mapping[str, str | Path], **options: Any) -> pb.Job:
         """Renders to a file with no client attached; options as `AsyncClient.submit`."""
         return self._loop.run(self._rr.submit(graph, out, **options))
 

@@ -1,4 +1,4 @@
-"""`riverrun demo`: a prompt becomes a video, changes half-way, and outlives the process that makes it."""
+"""`riverrun demo`: a prompt becomes a video, the video sharp and spatial; it changes half-way and outlives a worker."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ import typer
 
 import riverrun
 from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json, started
+from riverrun.client.commands.geometry import geometry_for, joined, plain_outputs
 from riverrun.client.commands.play import play, show_summary
+from riverrun.client.commands.run import writers_for
 from riverrun.client.errors import Unavailable
-from riverrun.client.export import Mp4Writer, Segments
+from riverrun.client.export import Segments
+from riverrun.client.geometry.chain import ChainShot
 from riverrun.client.proof import Account, kill_worker, survival, undisturbed
 from riverrun.client.recorder import Recorder, Switch
 from riverrun.client.sheet import ContactSheet
 from riverrun.client.sync import Client
 
-GRAPH = "generate"
+GRAPH, ENDLESS_GRAPH = "world", "generate"
 PROMPTS = (
     "a large red ball on grass by day, the camera orbits left",
     "a large blue cube on grass by day, the camera orbits left",
@@ -32,6 +35,7 @@ PROMPTS = (
     "a large purple pillar on sand by day, the camera moves in and out",
 )
 SWITCH_SECONDS, SEGMENT_SECONDS, SEGMENTS_KEPT = 10.0, 60, 10  # of --forever
+GEOMETRY = ("ply", "glb", "tum")
 LOAD_S = 300.0
 """The model may take so long to load."""
 
@@ -47,11 +51,13 @@ def demo(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a service, stream a video whose prompt changes half-way, and write it to out/.
+    """Start a service, stream a prompt through generation, super-resolution and geometry, and write it to out/.
 
-    At three quarters the process that makes it is killed; then the film is rendered once more undisturbed, and both are
-    compared. demo.mp4 is the video, contact_sheet.png shows it on a page with both moments marked, demo.json has the
-    timings. A service on a cluster is not disturbed: its processes are others' too.
+    The prompt changes half-way. At three quarters the process that makes the video is killed; then the film is rendered
+    once more undisturbed, and both are compared. demo.mp4 is the video, demo.sharp.mp4 four times as large, demo/ has
+    cloud and camera path, chain.png a moment at each stage, contact_sheet.png the video on a page with both moments
+    marked, demo.json the timings. A service on a cluster is not disturbed: its processes are others' too. --forever
+    streams the video alone.
     """
     begun, changes = time.monotonic(), checked(overrides)
     # Ray tells of the killed worker on stdout, which is for what the demo says itself.
@@ -77,26 +83,34 @@ def film(
 ) -> dict[str, Any]:
     """Makes the film and its files; what there is to say of it. kills: its worker is killed, and the film compared."""
     started_at, total = time.monotonic(), round(seconds * _fps(rr, graph))
-    account, stages = Account(), list[dict[str, Any]]()
+    stages = list[dict[str, Any]]()
     with rr.stream(graph, prompt=PROMPTS[0], seed=seed, frames=total, **params) as stream:
-        output = stream.session.outputs[0]
+        output, pictures = stream.session.outputs[0], [o.port for o in plain_outputs(stream.session)]
+        account, chain = Account([o.port for o in stream.session.outputs]), ChainShot({p: p for p in pictures})
         sheet = ContactSheet(f"riverrun demo · graph {graph} · {output.fps:g} fps", PROMPTS[0])
-        writer = Mp4Writer(folder / "demo.mp4", output.fps)
-        recorder = Recorder(stream, started_at, [Switch(seconds / 2, PROMPTS[1])], {output.port: writer}, sheet)
+        path = folder / "demo.mp4"
+        writers = joined(writers_for(stream, path), geometry_for(stream, path, GEOMETRY, None, params))
+        recorder = Recorder(stream, started_at, [Switch(seconds / 2, PROMPTS[1])], writers, sheet)
         with contextlib.closing(recorder):
             for frame in play(recorder, total):
                 account.add(frame)
-                if frame.number == total * 3 // 4:
+                if frame.revision == 0:  # what comes under the next prompt is another scene
+                    chain.add(frame)
+                if (frame.port, frame.number) == (output.port, total * 3 // 4):
                     stages = _stages(rr, stream.session_id)  # now, since an ended session has none at work
                     if kills:
                         account.kill = kill_worker(rr, stream.session_id, frame)
                         err.print(f"killed the worker, process {account.kill.pid}, with SIGKILL", highlight=False)
                         moment = sheet.cut("the worker was killed")
-    summary = _summary(recorder, seed, stages, [writer.path, folder / "contact_sheet.png"])
+    files = [*recorder.files(), folder / "contact_sheet.png"]
+    if drawn := chain.draw():
+        files.append(folder / "chain.png")
+        drawn.save(files[-1])
+    summary = _summary(recorder, seed, stages, files)
     if account.kill:
         at = [(sent["applied_frame"], sent["prompt"]) for sent in summary["switches"] if "applied_frame" in sent]
         with err.status("rendering the same film undisturbed, to compare"):
-            wanted = undisturbed(rr, graph, total, at, prompt=PROMPTS[0], seed=seed, **params)
+            wanted = undisturbed(rr, graph, total, at, ports=pictures, prompt=PROMPTS[0], seed=seed, **params)
         summary["survival"] = survival(account, total, wanted)
         moment.label = _told(summary["survival"])
     sheet.save(folder / "contact_sheet.png")
@@ -130,7 +144,7 @@ def _has_own_ray(config: str | None, overrides: list[str]) -> bool:
 
 def _endless(rr: Client, folder: Path, seed: int) -> dict[str, Any]:
     started_at = time.monotonic()
-    with rr.stream(GRAPH, prompt=PROMPTS[0], seed=seed) as stream:
+    with rr.stream(ENDLESS_GRAPH, prompt=PROMPTS[0], seed=seed) as stream:
         output = stream.session.outputs[0]
         frames = round(SEGMENT_SECONDS * output.fps)
         writer = Segments(folder / "demo.mp4", output.fps, frames, SEGMENTS_KEPT)

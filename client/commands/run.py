@@ -21,7 +21,7 @@ from riverrun.client.commands.common import (
 from riverrun.client.commands.feeding import Input, fed, options_for
 from riverrun.client.commands.geometry import geometry_for, joined, parse_formats, plain_outputs
 from riverrun.client.commands.play import play, show_summary
-from riverrun.client.export import Writer, writer_for, written
+from riverrun.client.export import Writer, writer_for
 from riverrun.client.film import SUFFIXES, FilmWriter
 from riverrun.client.geometry.folder import FORMATS
 from riverrun.client.recorder import Recorder, Switch
@@ -147,9 +147,7 @@ def _record(recorder: Recorder, total: int | None, sheet: Path | None) -> list[s
         recorder.close()
         if sheet is not None and recorder.sheet is not None and recorder.timings.frames:
             recorder.sheet.save(sheet)
-    paths = [str(path) for writer in recorder.writers.values() if writer.frames for path in written(writer)]
-    files = dict.fromkeys(paths)  # one writer may take many ports
-    return [*files, *([str(sheet)] if sheet else [])]
+    return [str(path) for path in (*recorder.files(), *([sheet] if sheet else []))]
 
 
 def _sheet(path: Path | None, stream: Stream, prompt: str | None) -> ContactSheet | None:

@@ -263,11 +263,15 @@ def test_the_demo_makes_its_files(tmp_path):
     assert summary["frames"] == 48
     assert summary["stages"][0]["steps"] > 0
     assert summary["switches"][0]["sent_after_frame"] == 24
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "demo.json", "demo.mp4"]
+    made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    cloud = {"demo/points.ply", "demo/scene.glb", "demo/trajectory.txt"}
+    assert made == {"chain.png", "contact_sheet.png", "demo.json", "demo.mp4", "demo.sharp.mp4", *cloud}
+    assert set(summary["files"]) == {str(tmp_path / "out" / name) for name in made}
     assert json.loads((tmp_path / "out" / "demo.json").read_text())["timings"]["fps"] > 0
     survival = summary["survival"]
     assert (survival["killed_after_frame"], survival["lost"], survival["duplicated"]) == (36, 0, 0)
     assert survival["equal"]
+    assert set(survival["sha256"]) == {"frames", "sharp"}
     assert survival["next_frame"] > 36
 
 
@@ -275,7 +279,8 @@ def test_a_film_whose_worker_is_killed_is_the_film_it_would_have_been(tmp_path):
     """The demo's own code, in a short form. Steps take a while, so that some are left to make when it is killed."""
     with riverrun.serve(overrides=["port=0", "models=[synthetic]", "checkpoints.chunks=3"]) as rr:
         summary = film(rr, tmp_path, 6.0, 3, kills=True, graph="synthetic", step_ms=50, height=32, width=32)
-        again = undisturbed(rr, "synthetic", 96, [], prompt=PROMPTS[0], seed=4, step_ms=50, height=32, width=32)
+        sizes = {"step_ms": 50, "height": 32, "width": 32}
+        again = undisturbed(rr, "synthetic", 96, [], ports=["frames"], prompt=PROMPTS[0], seed=4, **sizes)
     survival = summary["survival"]
     assert summary["frames"] == 96
     assert (survival["killed_after_frame"], survival["lost"], survival["duplicated"]) == (72, 0, 0)
@@ -285,12 +290,13 @@ def test_a_film_whose_worker_is_killed_is_the_film_it_would_have_been(tmp_path):
 
 def test_an_account_counts_what_is_missing_and_what_came_twice():
     times = iter([0.0, 1.0, 2.0, 9.0, 10.0])
-    account = Account(clock=lambda: next(times))
+    account = Account(["frames", "depth"], clock=lambda: next(times))
     frames = [Frame(np.full((2, 2, 3), n, np.uint8), "frames", n, n / 16, 0, 0) for n in (0, 1, 3, 3)]
     account.add(frames[0])
     account.kill = Kill("a", 1, 1.5, frames[0])
     for frame in frames[1:]:
         account.add(frame)
-    assert (account.lost(5), account.duplicated) == (2, 1)
+    account.add(Frame(np.zeros((2, 2), np.float32), "depth", 0, 0.0, 0, 0))
+    assert (account.lost(5), account.duplicated) == (2 + 4, 1)
     assert (account.ended_by, account.silence_s, account.back_s) == (3, 7.0, 7.5)
-    assert account.sha256 == hashlib.sha256(b"".join(frame.array.tobytes() for frame in frames)).hexdigest()
+    assert account.sha256("frames") == hashlib.sha256(b"".join(frame.array.tobytes() for frame in frames)).hexdigest()

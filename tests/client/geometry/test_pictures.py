@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from riverrun.client.geometry.chain import ChainShot
 from riverrun.client.geometry.cloud import Points, VoxelCloud
 from riverrun.client.geometry.picture import PATH, chain_picture, cloud_picture, depth_picture
 from riverrun.client.geometry.views import View, Views
+from riverrun.client.types import Frame
 from riverrun.tests.client.geometry.scene import frames
 
 
@@ -47,3 +49,20 @@ def test_a_row_of_pictures_has_one_height() -> None:
     assert sheet.size == (256 + 512 + 30, 256 + 40)
     assert np.asarray(sheet)[100, 100].tolist() == [0, 0, 0]
     assert np.asarray(sheet)[100, 400].tolist() == [90, 90, 90]
+
+
+def test_a_chain_is_shown_at_the_newest_frame_that_has_passed_it() -> None:
+    shot = ChainShot({"frames": "made", "sharp": "sharpened"})
+    assert shot.draw() is None
+    pictures = [np.full((32, 32, 3), 40 * n, np.uint8) for n in range(6)]
+    for number, picture in enumerate(pictures):  # the last one is still on its way through the chain
+        shot.add(Frame(picture, "frames", number, number / 10, 0, 0))
+        if number < 5:
+            for frame in (Frame(picture + 9, "sharp", number, number / 10, 0, 0), *frames(number)):
+                shot.add(frame)
+    drawn = shot.draw()
+    assert drawn is not None
+    row = np.asarray(drawn)
+    assert row[100, 100].tolist() == [160] * 3
+    assert row[100, 400].tolist() == [169] * 3
+    assert (row == PATH).all(axis=-1).any()
