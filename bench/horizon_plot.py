@@ -43,6 +43,8 @@ def _memory(axis: Any, run: Mapping[str, Any]) -> None:
             axis.plot(chunks, mib, label=f"{growth['process']} {growth['percent']:+.2f} %")
         else:
             axis.plot(chunks, mib, color="0.75", linewidth=0.8, zorder=0)
+    if everything := figures.get("everything"):
+        axis.plot(everything["chunk"], everything["mib"], color="crimson", label="the actor, keeping everything")
     axis.plot([], [], color="0.75", label="Ray's own processes, and the client")
     axis.axvline(settings["settled"], color="0.5", linestyle=":")
     axis.set(title=f"{settings['model']}: {settings['chunks']} chunks", ylabel="resident memory, MiB")
@@ -53,7 +55,12 @@ def _memory(axis: Any, run: Mapping[str, Any]) -> None:
 def _time(axis: Any, run: Mapping[str, Any]) -> None:
     times = run["figures"]["series"]["chunk_ms"]
     smooth = [statistics.median(times[max(0, i - SMOOTHED + 1) : i + 1]) for i in range(len(times))]
-    axis.plot(smooth)
+    axis.plot(smooth, label="bounded")
+    if everything := run["figures"].get("everything"):
+        axis.plot(everything["chunk"], everything["chunk_ms"], color="crimson", label="keeping everything")
+        axis.legend(fontsize="small")
+        axis.set(xlabel="chunk", ylabel=f"ms a chunk at the client\n(median of {SMOOTHED})")
+        return
     axis.set(xlabel="chunk", ylabel=f"ms a chunk at the client\n(median of {SMOOTHED})")
     axis.set_ylim(0, 4 * statistics.median(smooth))  # what else the machine did would dwarf the rest
 

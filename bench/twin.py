@@ -34,7 +34,7 @@ class Twin(StreamModel):
         self.Params = self._inner.Params
         self._keep_at, self._compare_from, self._chunks = keep_at, compare_from, chunks
         self._folder = Path(folder)
-        self._steps = 0
+        self._steps, self._is_done = 0, False
         self._params: Any = None
         self._early: Any = None
         self._times: dict[str, list[float]] = {"late": [], "early": []}
@@ -66,11 +66,10 @@ class Twin(StreamModel):
         return self._inner.finish(state)
 
     def step(self, states: Sequence[Any]) -> list[list[Chunk]]:
-        if not self._compare_from <= self._steps < self._compare_from + self._chunks:
-            made = self._inner.step(states)
-        else:
-            made = self._step_both(states)
+        made = self._inner.step(states) if self._early is None else self._step_both(states)
         self._steps += 1
+        if self._is_done:  # a later session is only stepped
+            return made
         if self._steps == self._keep_at:
             self._keep(states[0].snapshot())
         if self._steps == self._compare_from:  # from here on it is given what the late one is
@@ -86,7 +85,7 @@ class Twin(StreamModel):
             self._times[name].append(1000 * (time.perf_counter() - began))
         if len(self._times["late"]) == self._chunks:
             (self._folder / TIMES).write_text(json.dumps(self._times))
-            self._early = None
+            self._early, self._is_done = None, True
         return made["late"]
 
     def _keep(self, snapshot: Snapshot) -> None:

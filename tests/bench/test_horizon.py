@@ -123,6 +123,10 @@ def test_twin_steps_the_early_state_beside_the_late_one(tmp_path: Path, monkeypa
     assert len(seen) == 6 + 8 + 2
     times = json.loads((tmp_path / TIMES).read_text())
     assert len(times["late"]) == len(times["early"]) == 4
+    state = model.open(params, seed=6)  # a session after that is not compared
+    for _ in range(12):
+        model.step([state])
+    assert json.loads((tmp_path / TIMES).read_text()) == times
 
 
 def test_twin_model_goes_by_the_name_of_the_model_it_wraps(tmp_path: Path) -> None:
