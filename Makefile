@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: venv  ## a prompt becomes a video in out/, and changes half-way
+demo: venv  ## a prompt becomes video, sharp video and geometry in out/, and outlives its worker
 	$(BIN)/riverrun demo
 
 test: lint  ## lint, then every test that is not marked slow
