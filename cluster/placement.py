@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from riverrun.cluster.bottleneck import Floor
+from riverrun.cluster.fleet import Session, Worker
+from riverrun.cluster.latency import Latency
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,31 @@ def least_loaded(loads: Sequence[Load], node: str = "") -> str | None:
         return None
     near = [load for load in free if node and load.node == node and load.room > 0]
     return min(near or free, key=lambda load: (-load.room, _taken(load), load.actor)).actor
+
+
+def least_bottleneck(
+    loads: Sequence[Load],
+    active: Mapping[str, Sequence[Session]],
+    session: Session,
+    latency: Latency,
+    node: str = "",
+) -> str | None:
+    """The actor where the slowest chunk of all stays quickest (TurboServe, peers.md §1.2), of several the lighter, then
+    the first by name. One on `node` comes before all others, if it has room.
+
+    active: by actor, its sessions that want chunks. Where nobody has room for a usual session: as `least_loaded`.
+    """
+    free = [load for load in loads if load.room > 0]
+    near = [load for load in free if node and load.node == node]
+    open_to_it = {load.actor for load in near or free}
+    workers = [worker(load, active.get(load.actor, ()), load.actor not in open_to_it) for load in loads]
+    move = Floor(workers, latency).place(session)
+    return move.target if move else least_loaded(loads, node)
+
+
+def worker(load: Load, active: Sequence[Session], is_cordoned: bool = False) -> Worker:
+    """An actor as decisions see it: sessions that want nothing take a place from it and no time."""
+    return Worker(load.actor, len(active) + max(load.room, 0), tuple(active), is_cordoned)
 
 
 def keeps_headroom(loads: Sequence[Load], chosen: str) -> bool:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from riverrun.cluster.placement import Load, keeps_headroom, least_loaded, shared_node
+from riverrun.cluster.fleet import Session
+from riverrun.cluster.latency import Formula
+from riverrun.cluster.placement import Load, keeps_headroom, least_bottleneck, least_loaded, shared_node
 
 
 def full(actor: str, sessions: int, reserved: int, limit: int | None = 100) -> Load:
@@ -91,3 +93,24 @@ def test_the_node_of_the_chain_comes_first_while_it_has_room():
     assert least_loaded(loads) == "x0"
     assert least_loaded(loads, node="y") == "y1"
     assert least_loaded(at("x", 3) + at("y", 4), node="y") == "x0"
+
+
+def active(*slow: float) -> list[Session]:
+    return [Session(f"{ms}-{n}", ms) for n, ms in enumerate(slow)]
+
+
+@pytest.mark.parametrize(
+    ("loads", "busy", "node", "chosen"),
+    [
+        ([Load("a", 2, 8, 0), Load("b", 1, 8, 0)], {}, "", "b"),  # all are idle: more room
+        ([Load("a", 1, 8, 0), Load("b", 2, 8, 0)], {"a": active(60)}, "", "b"),  # fewer sessions, but they want chunks
+        ([Load("a", 1, 8, 0), Load("b", 2, 8, 0)], {"a": active(500), "b": active(60, 60)}, "", "b"),
+        ([Load("a", 1, 1, 0), Load("b", 2, 8, 0)], {"b": active(60, 60)}, "", "b"),  # a is full
+        ([Load("a", 0, 8, 0, node="x"), Load("b", 1, 8, 0, node="y")], {"b": active(60)}, "y", "b"),
+        ([Load("a", 0, 8, 0, node="x"), Load("b", 1, 1, 0, node="y")], {"b": active(60)}, "y", "a"),
+        ([Load("a", 1, 1, 0)], {}, "", None),
+        ([full("a", 1, 99), full("b", 1, 95)], {}, "", "b"),  # nothing fits: the one with most bytes left says so
+    ],
+)
+def test_least_bottleneck(loads, busy, node, chosen):
+    assert least_bottleneck(loads, busy, Session("new", 60.0), Formula(), node) == chosen
