@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -59,10 +59,12 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Cordon:
-    """Actors that sessions leave. until: seconds since 1970; what has not moved by then is suspended."""
+    """Actors that sessions leave. until: seconds since 1970; what has not moved by then is suspended. lives:
+    incarnations that they leave for another one of the same actor, each with its time."""
 
     actors: frozenset[str] = frozenset()
     until: float = 0.0
+    lives: Mapping[str, float] = field(default_factory=dict)
 
 
 class Controller:
@@ -127,7 +129,17 @@ class Controller:
     @ray.method(concurrency_group="looks")
     def cordoned(self) -> Cordon:
         """What is to be left, and until when."""
-        return self._cordon
+        lives = {life: until for pool in self._pools.values() for life, until in pool.leaving().items()}
+        return replace(self._cordon, lives=lives)
+
+    @carried
+    @ray.method(concurrency_group="infos")
+    def renew(self, actor: str, seconds: float) -> str:
+        """See `Pool.renew`. Raises BadRequest for an actor that there is not."""
+        models = {seen.actor: seen.model for pool in self._pools.values() for seen in pool.healths()}
+        if actor not in models:
+            raise BadRequest(f"no actor {actor!r}; there are {', '.join(sorted(models)) or 'none'}")
+        return self._pool(models[actor]).renew(actor, seconds)
 
     @carried
     @ray.method(concurrency_group="places")
@@ -187,7 +199,9 @@ class Controller:
                     log.exception("looking after model %s failed", pool.config.name)
 
     def _look(self, pool: Pool) -> None:
-        for member in pool.healths():
+        seen = pool.healths()
+        pool.retire(seen)
+        for member in seen:
             if member.health and is_hung(member.health, self._step_timeout_s):
                 pool.kill(member.actor, f"its step has run for {member.health.running_s:.0f} s")
         if pool.is_used and not pool.has_failed:

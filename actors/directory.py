@@ -71,11 +71,16 @@ class Directory:
         """Actors that sessions are to leave."""
         return await ask(self._controller.cordoned.remote(), CONTROLLER)
 
+    async def renew(self, actor: str, seconds: float) -> str:
+        """See `Pool.renew`."""
+        return await ask(self._controller.renew.remote(actor, seconds), CONTROLLER)
+
     async def emptied(self, actors: Collection[str], seconds: float) -> int:
-        """Returns when no session is on these actors, or after `seconds`; how many are left."""
+        """Returns when no session is on these actors (names or incarnations), or after `seconds`; how many are left."""
         until = time.monotonic() + seconds
         while True:
-            seen = [each.health for each in await self.actors() if each.actor in actors and each.health]
+            those = [each for each in await self.actors() if each.actor in actors or each.incarnation in actors]
+            seen = [each.health for each in those if each.health]
             left = sum(health.sessions for health in seen)
             if not left or time.monotonic() >= until:
                 return left

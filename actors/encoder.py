@@ -84,9 +84,8 @@ class EncoderActor:
     def health(self) -> StageHealth:
         """As a stage's: it holds its cache and no sessions."""
         cache = self._cache
-        return StageHealth(
-            self._incarnation, 0, 0, cache.nbytes, cache.nbytes, cache.misses, 0.0, 0.0, os.getpid(), self._node
-        )
+        sizes = (cache.nbytes, cache.nbytes)
+        return StageHealth(self._incarnation, 0, 0, *sizes, cache.misses, 0.0, 0.0, pid=os.getpid(), node=self._node)
 
 
 def start_encoder(setup: ActorSetup, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:

@@ -232,10 +232,12 @@ class SessionHost:
             await runner.migrate(name, actor)
 
     async def leave(self, actors: Collection[str], must: bool) -> None:
-        """Moves every session here away from these actors. must: time is up, what can't move is suspended."""
+        """Moves every session here away from these actors (names or incarnations). must: time is up, what can't move
+        is suspended."""
         for session, hosted in list(self._hosted.items()):
             runner = hosted.runner
-            there = [stage for stage, at in runner.record.placement.items() if at.actor in actors and runner.state.runs]
+            on = {stage: {at.actor, at.incarnation} for stage, at in runner.record.placement.items()}
+            there = [stage for stage, names in on.items() if names.intersection(actors) and runner.state.runs]
             try:
                 for stage in there:
                     await runner.migrate(stage)

@@ -25,6 +25,8 @@ START_S = 300.0
 ANSWER_S = 5.0
 RETRY_S = 10.0
 """A model that would not load is not tried again for so long."""
+OLD = ".old"
+"""After the name of an actor that a new life of it has taken the place of, while sessions leave it."""
 
 Start = Callable[[ModelConfig, str], ray.actor.ActorHandle]
 
@@ -59,7 +61,8 @@ ANYWHERE = PlaceWish()
 
 @dataclass
 class Member:
-    """One actor. loading: the reference of its `load`. loaded: that has come back."""
+    """One actor. loading: the reference of its `load`. loaded: that has come back. until: when sessions must have left
+    it, seconds since 1970 (None: they need not)."""
 
     name: str
     incarnation: str
@@ -67,6 +70,7 @@ class Member:
     loading: ray.ObjectRef
     loaded: bool = False
     info: ModelInfo | None = None
+    until: float | None = None
 
     @property
     def about(self) -> dict[str, str]:
@@ -142,7 +146,7 @@ class Pool:
     def _suits(self, member: Member, wish: PlaceWish) -> bool:
         if wish.actor and wish.actor not in (names := [f"{self.config.name}-{n}" for n in range(self._count)]):
             raise BadRequest(f"model {self.config.name!r} has no actor {wish.actor!r}; there are {', '.join(names)}")
-        if member.name in self._cordoned and member.name != wish.actor:
+        if member.until is not None or (member.name in self._cordoned and member.name != wish.actor):
             return False
         return member.incarnation != wish.avoid and wish.actor in ("", member.name)
 
@@ -153,8 +157,9 @@ class Pool:
     def find(self, actor: str, incarnation: str) -> Place | None:
         """That very actor, if it lives."""
         with self._lock:
-            member = self._members.get(actor)
-        if member is None or member.incarnation != incarnation or not self._is_loaded(member):
+            lives = [m for m in (self._members.get(actor), self._members.get(actor + OLD)) if m]
+        member = next((m for m in lives if m.incarnation == incarnation), None)
+        if member is None or not self._is_loaded(member):
             return None
         return self._place(member) if self._health(member) else None
 
@@ -164,11 +169,49 @@ class Pool:
             self._cordoned = {name for name in self._members if name in actors}
             return sorted(self._cordoned)
 
+    def renew(self, actor: str, seconds: float) -> str:
+        """Starts a new life of an actor beside it, and puts it in its place when it is loaded: the one before takes no
+        session from then on, those there leave it within `seconds`, and it ends when it is empty (`retire`). The
+        incarnation that is left, "" if it had died. Raises Unavailable (the new one does not load: nothing has
+        changed), BadRequest (no such actor, or it is being left already)."""
+        with self._lock:
+            if actor not in self._members or self._members[actor].until is not None:
+                there = ", ".join(sorted(name for name, m in self._members.items() if m.until is None))
+                raise BadRequest(f"no actor {actor!r} of model {self.config.name!r}; there are {there or 'none'}")
+            if actor + OLD in self._members:
+                raise BadRequest(f"actor {actor!r} was renewed a moment ago, and sessions are still leaving it")
+        fresh = self._start_one(actor)
+        try:
+            fresh.info = ray.get(fresh.loading, timeout=START_S)
+        except (RayTaskError, RayActorError, GetTimeoutError) as error:
+            ray.kill(fresh.handle)
+            why = own_error(error) if isinstance(error, RayTaskError) else f"not loaded after {START_S:g} s, or died"
+            raise Unavailable(f"no new life of {actor!r}, the old one goes on: {why}") from None
+        with self._lock:
+            before = self._members.pop(actor, None)
+            if before:
+                before.name, before.until = actor + OLD, time.time() + seconds
+                self._members[before.name] = before
+            self._members[actor] = fresh
+            self._begin(fresh)
+        return before.incarnation if before else ""
+
+    def leaving(self) -> dict[str, float]:
+        """Incarnations that sessions are to leave, and until when, seconds since 1970."""
+        with self._lock:
+            return {m.incarnation: m.until for m in self._members.values() if m.until is not None}
+
+    def retire(self, seen: Collection[MemberHealth]) -> None:
+        """Ends those that sessions were to leave, and have. seen: how they are."""
+        for member in seen:
+            if member.actor.endswith(OLD) and member.health and not member.health.sessions:
+                self.kill(member.actor, "a new life has taken its place", logging.INFO)
+
     def any(self) -> Place:
         """Any actor that is loaded, for what needs no place of its own."""
         self.fill()
         for member in self._loaded(START_S):
-            if self._health(member):
+            if member.until is None and self._health(member):
                 return self._place(member)
         raise self._nobody()
 
@@ -221,12 +264,12 @@ class Pool:
             except RayActorError:
                 log.warning("actor %s (%s) died and was not checked", member.name, member.incarnation)
 
-    def kill(self, actor: str, why: str) -> None:
+    def kill(self, actor: str, why: str, level: int = logging.ERROR) -> None:
         """Ends an actor's process; the next call replaces it."""
         with self._lock:
             member = self._members.pop(actor, None)
         if member:
-            log.error("actor %s is ended: %s", actor, why, extra=member.about)
+            log.log(level, "actor %s is ended: %s", actor, why, extra=member.about)
             ray.kill(member.handle)
 
     def _start_one(self, name: str) -> Member:
@@ -254,10 +297,13 @@ class Pool:
         except RayActorError:
             return self._fail(member, Unavailable("its process died while loading"))
         with self._lock:
-            if not member.loaded and member.info:
-                member.handle.run.remote()
-            member.loaded = True
+            self._begin(member)
         return True
+
+    def _begin(self, member: Member) -> None:
+        if not member.loaded and member.info:
+            member.handle.run.remote()
+        member.loaded = True
 
     def _fail(self, member: Member, why: Exception) -> bool:
         log.error("model %s can't be loaded: %s", self.config.name, why)

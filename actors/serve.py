@@ -273,7 +273,8 @@ async def _leave_cordoned(host: SessionHost) -> None:
         await asyncio.sleep(HEARTBEAT_S / 2)
         try:
             cordon = await host.directory.cordoned()
-            if cordon.actors:
-                await host.leave(cordon.actors, must=time.time() >= cordon.until)
+            for names, until in ((cordon.actors, cordon.until), *(({life}, at) for life, at in cordon.lives.items())):
+                if names:
+                    await host.leave(names, must=time.time() >= until)
         except Unavailable as error:
             log.warning("what is out of service is not known: %s", error)

@@ -185,6 +185,13 @@ class Cluster(rpc.ClusterServicer):
         left = await self._directory.emptied(actors, seconds + MARGIN_S)
         return pb.DrainResponse(actors=actors, sessions=left)
 
+    @unary
+    async def Upgrade(self, request: pb.UpgradeRequest, context: Context) -> pb.UpgradeResponse:
+        seconds = seconds_of(request.deadline, "deadline") if request.HasField("deadline") else DRAIN_S
+        before = await self._directory.renew(request.actor, seconds)
+        left = await self._directory.emptied([before], seconds + MARGIN_S) if before else 0
+        return pb.UpgradeResponse(incarnation_left=before, sessions=left)
+
 
 def _job(job: Job) -> pb.Job:
     return pb.Job(

@@ -172,6 +172,12 @@ class AsyncClient:
         stub = rpc.ClusterStub(self.channel())
         return await self._call(stub.Drain(request, timeout=deadline + CALL_SECONDS))
 
+    async def upgrade(self, actor: str, deadline: float = 60.0) -> pb.UpgradeResponse:
+        """Starts a new life of an actor, from the code and weights there are now, and moves all sessions to it."""
+        request = pb.UpgradeRequest(actor=actor, deadline=duration("deadline", deadline))
+        stub = rpc.ClusterStub(self.channel())
+        return await self._call(stub.Upgrade(request, timeout=LOADING_SECONDS + deadline + CALL_SECONDS))
+
     async def models(self, start: Sequence[str] = ()) -> list[pb.Model]:
         """start: models to be started if they don't run, so that their ports and parameters are known."""
         request = pb.ListModelsRequest(start=start)

@@ -12,7 +12,20 @@ import typer
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; its errors come to us as exceptions
 
 import riverrun
-from riverrun.client.commands import demo, doctor, drain, graphs, jobs, models, run, serve, sessions, tokens, top
+from riverrun.client.commands import (
+    demo,
+    doctor,
+    drain,
+    graphs,
+    jobs,
+    models,
+    run,
+    serve,
+    sessions,
+    tokens,
+    top,
+    upgrade,
+)
 from riverrun.client.commands.common import SHOWN, Group, Shown
 
 app = typer.Typer(
@@ -26,6 +39,7 @@ app.command("serve")(serve.serve)
 app.command("run")(run.run)
 app.command("top")(top.top)
 app.command("drain")(drain.drain)
+app.command("upgrade")(upgrade.upgrade)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")

@@ -207,6 +207,9 @@ class Client:
     def drain(self, target: str, deadline: float = 60.0, undo: bool = False) -> pb.DrainResponse:
         return self._loop.run(self._rr.drain(target, deadline, undo))
 
+    def upgrade(self, actor: str, deadline: float = 60.0) -> pb.UpgradeResponse:
+        return self._loop.run(self._rr.upgrade(actor, deadline))
+
     def models(self, start: Sequence[str] = ()) -> list[pb.Model]:
         return self._loop.run(self._rr.models(start))
 

@@ -584,6 +584,22 @@ class DrainResponse(_message.Message):
     sessions: int
     def __init__(self, actors: _Optional[_Iterable[str]] = ..., sessions: _Optional[int] = ...) -> None: ...
 
+class UpgradeRequest(_message.Message):
+    __slots__ = ("actor", "deadline")
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    actor: str
+    deadline: _duration_pb2.Duration
+    def __init__(self, actor: _Optional[str] = ..., deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class UpgradeResponse(_message.Message):
+    __slots__ = ("incarnation_left", "sessions")
+    INCARNATION_LEFT_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    incarnation_left: str
+    sessions: int
+    def __init__(self, incarnation_left: _Optional[str] = ..., sessions: _Optional[int] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ("start",)
     START_FIELD_NUMBER: _ClassVar[int]

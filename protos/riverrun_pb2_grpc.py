@@ -720,6 +720,11 @@ class ClusterStub:
                 request_serializer=riverrun_dot_protos_dot_riverrun__pb2.DrainRequest.SerializeToString,
                 response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Upgrade = channel.unary_unary(
+                '/riverrun.v1.Cluster/Upgrade',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -752,6 +757,14 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Upgrade(self, request, context):
+        """Starts a new life of an actor, from the code and the weights that its node has now, and moves all sessions of the old
+        one there. Answers as `Drain` does. UNAVAILABLE: the new one does not load, and nothing has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -774,6 +787,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.DrainRequest.FromString,
                     response_serializer=riverrun_dot_protos_dot_riverrun__pb2.DrainResponse.SerializeToString,
+            ),
+            'Upgrade': grpc.unary_unary_rpc_method_handler(
+                    servicer.Upgrade,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -885,6 +903,33 @@ class Cluster:
             '/riverrun.v1.Cluster/Drain',
             riverrun_dot_protos_dot_riverrun__pb2.DrainRequest.SerializeToString,
             riverrun_dot_protos_dot_riverrun__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upgrade(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Cluster/Upgrade',
+            riverrun_dot_protos_dot_riverrun__pb2.UpgradeRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.UpgradeResponse.FromString,
             options,
             channel_credentials,
             insecure,
