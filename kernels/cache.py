@@ -28,7 +28,7 @@ from torch import Tensor
 
 from riverrun.kernels.export import Rows
 from riverrun.kernels.policies import Plan, PlannedPolicy, PooledPolicy
-from riverrun.kernels.undo import Undo
+from riverrun.kernels.undo import Undo, by_head
 
 KeyForm = Literal["raw", "normed", "rotated"]
 
@@ -108,10 +108,13 @@ class KVCache:
         `commit` counts.
         """
         plan = self._planned(layer)
-        index = slots.transpose(-1, -2)[..., None].expand(self.spec.rows, -1, -1, self.spec.head_dim)  # (rows, n, H, D)
-        k, v = (self._slots(pool, layer, 0, plan.length).gather(1, index) for pool in (self.k, self.v))
-        self._put(layer, 0, k, v)
-        count = slots.shape[-1]
+        at, count = self._where(layer, 0, plan.length), slots.shape[-1]
+        if (undo := self._undo()) is not None:
+            undo.chooses(layer, self.k, self.v, at, slots)
+        packed = self._where(layer, 0, count)
+        for pool in (self.k, self.v):
+            rows = pool[:, at]
+            pool[:, packed] = rows.gather(1, by_head(slots, rows))
         self._own(layer, count)
         self._plans[layer] = dataclasses.replace(plan, length=count, attend=((0, count),), write=0)
 

@@ -1,13 +1,15 @@
 """What a KV cache must remember to go back to a mark: the rows it has overwritten since, and nothing else.
 
 A call that appends overwrites nothing that counts. One that evicts moves rows down, and moving them up again loses
-nothing, so only the evicted ones are kept: a block of LongLive's window, not the window.
+nothing, so only the evicted ones are kept: a block of LongLive's window, not the window. So it is with one that chooses
+its rows by content: those chosen lie packed in front and know where they came from, only the others are kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 Where = slice | Tensor
@@ -24,6 +26,46 @@ class Kept:
     v: Tensor
     moved: tuple[Where, Where] | None
 
+    def put_back(self, k: Tensor, v: Tensor) -> None:
+        """As they were, in the pools."""
+        for pool, old in ((k, self.k), (v, self.v)):
+            if self.moved is not None:
+                source, target = self.moved
+                pool[:, source] = pool[:, target].clone()
+            pool[:, self.at] = old
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Of the slots `at`, head h's rows at `packed[..., h, :]` went to the first slots; the others, k and v [rows, n,
+    heads, head_dim], stood at `dropped`. Both [rows, heads, n], ascending."""
+
+    at: Where
+    packed: Tensor
+    dropped: Tensor
+    k: Tensor
+    v: Tensor
+
+    def put_back(self, k: Tensor, v: Tensor) -> None:
+        """As they were, in the pools."""
+        for pool, old in ((k, self.k), (v, self.v)):
+            rows = pool[:, self.at].clone()
+            front = rows[:, : self.packed.shape[-1]].clone()
+            rows.scatter_(1, by_head(self.packed, rows), front).scatter_(1, by_head(self.dropped, rows), old)
+            pool[:, self.at] = rows
+
+
+def by_head(slots: Tensor, rows: Tensor) -> Tensor:
+    """slots [heads, n] or [rows, heads, n] as an index along the slots of `rows` [rows, N, heads, head_dim]."""
+    return slots.transpose(-1, -2)[..., None].expand(len(rows), -1, -1, rows.shape[-1])  # (rows, n, H, D)
+
+
+def others(slots: Tensor, count: int) -> Tensor:
+    """Those of `count` slots that are not among `slots` [rows, heads, n], ascending: [rows, heads, count - n]."""
+    is_other = torch.ones(*slots.shape[:-1], count, dtype=torch.bool, device=slots.device)
+    is_other.scatter_(-1, slots, value=False)
+    return is_other.nonzero()[:, -1].view(*slots.shape[:-1], count - slots.shape[-1])
+
 
 @dataclass(eq=False)
 class Undo:
@@ -35,7 +77,7 @@ class Undo:
     lengths: list[int]
     floors: list[int]
     pages: tuple[list[list[int]], list[int]]
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[Kept | Chosen] = field(default_factory=list)
     beside: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -64,13 +106,17 @@ class Undo:
         """Copies what stands `at` these slots of the pools."""
         self.kept.append(Kept(at, k[:, at].clone(), v[:, at].clone(), moved))
 
+    def chooses(self, layer: int, k: Tensor, v: Tensor, at: Where, slots: Tensor) -> None:
+        """Of a layer's slots `at`, those at `slots` [heads, n] or [rows, heads, n], ascending, go to the first ones."""
+        packed = slots if slots.dim() == 3 else slots[None]
+        rows = k[:, at], v[:, at]
+        dropped = others(packed, rows[0].shape[1])
+        self.kept.append(Chosen(at, packed, dropped, *(part.gather(1, by_head(dropped, part)) for part in rows)))
+        self.floors[layer] = slots.shape[-1]
+
     def put_back(self, k: Tensor, v: Tensor) -> None:
         """Undoes everything in the pools, last first."""
         for rows in reversed(self.kept):
-            for pool, old in ((k, rows.k), (v, rows.v)):
-                if rows.moved is not None:
-                    source, target = rows.moved
-                    pool[:, source] = pool[:, target].clone()
-                pool[:, rows.at] = old
+            rows.put_back(k, v)
         self.kept.clear()
         self.floors = list(self._first)

@@ -15,7 +15,7 @@ from riverrun.models.geometry.fitting import Fit
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.vggt import CameraMemory, TokenMemory
 from riverrun.models.snapshot import Snapshotting
-from riverrun.models.state import Waiting, check_kind, refuse_snapshot
+from riverrun.models.state import Rewindable, Waiting, check_kind, refuse_snapshot
 
 SNAPSHOT_VERSION = 2
 
@@ -71,14 +71,12 @@ class InfiniteVGGTParams:
 
 
 @dataclass
-class InfiniteVGGTState(Snapshotting):
+class InfiniteVGGTState(Snapshotting, Rewindable):
     """One session; see `parts` for what is kept.
 
     size: (height, width) of its frames in the network, once known; stream: its memory, from then on. waiting: frames
-    pushed and not used. frames: those used. is_broken: a step failed half-way, only a restored snapshot can go on.
-
-    It can't go back to before a step but by a copy of itself, since a frame chooses anew among all rows; so it shares
-    no step in the service.
+    pushed and not used. frames: those used. is_broken: a step failed half-way: only `rewind`, or a restored snapshot,
+    can go on.
     """
 
     params: InfiniteVGGTParams

@@ -93,7 +93,9 @@ def token_memory(streams: Sequence[GeometryStream], tokens: int) -> Iterator[Cac
     if isinstance(memory, RollingMemory):
         for stream, new in zip(streams, memory.scores, strict=True):
             if new:  # one copy to the host a frame
-                stream.scores[list(new)] = torch.stack(list(new.values())).float().cpu()
+                scores = stream.scores.clone()  # a mark may hold the old ones
+                scores[list(new)] = torch.stack(list(new.values())).float().cpu()
+                stream.scores = scores
 
 
 @contextmanager

@@ -124,9 +124,13 @@ def test_a_mark_let_go_of_keeps_nothing_more() -> None:
 def test_pages_that_moved_between_layers_come_back() -> None:
     total = smallest_total(3, FRAME)
     one, twin = PooledStream(total), PooledStream(total)
+    row = one.cache.nbytes // (one.cache.k.shape[0] * one.cache.k.shape[1])
     for n in range(20):
         mark, mirror = one.cache.mark(), list(one.mirror)
-        draw, scores = one.draw.get_state(), one.scores.clone()
+        draw, scores, before = one.draw.get_state(), one.scores.clone(), sum(one.cache.lengths)
+        one.frame()
+        dropped = before + 3 * FRAME - sum(one.cache.lengths)
+        assert mark.nbytes == dropped * row, "what was not chosen, and no more"
         one.frame()
         one.cache.rewind(mark)
         assert one.cache.table == twin.cache.table

@@ -67,8 +67,7 @@ class Row:
     holds: whether a session keeps, once a window is full, as many bytes as described, or at the most so many.
     beyond: bytes it may hold on top, of an input that has no bound (the ids of prompts and answer under way).
     length: steps after which a stream ends; None: it has no end. loose: names of what a State keeps that is no nearer
-    than its input's rounding, made larger by random weights. cannot_go_back: its State has no `rewind`, so it never
-    shares a step in the service.
+    than its input's rounding, made larger by random weights.
     """
 
     name: str
@@ -87,7 +86,6 @@ class Row:
     beyond: int = 0
     length: int | None = None
     loose: tuple[str, ...] = ()
-    cannot_go_back: bool = False
 
 
 def embedded(rows: int, width: int) -> Callable[[int], Control]:
@@ -416,7 +414,6 @@ ROWS = (
         params={"height": 28, "width": 42, "total_budget": BUDGET, "camera_frames": 4},
         feed=frames("frames", (28, 42), 1),
         breaks=lambda model: (model.model.depth_head, "dense"),
-        cannot_go_back=True,
         wrong=(({"height": 5}, "both or neither"), ({"fit": "stretch"}, "fit must be one of crop, pad")),
     ),
     *(text(f"text {strategy}", language_model, strategy) for strategy in STRATEGIES),

@@ -305,9 +305,6 @@ def test_a_batch_from_equal_states_equals_single_sessions(row: Row, model: Strea
 def test_a_state_goes_back_to_before_a_step(row: Row, model: StreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each kind of step, and one that fails late; bit for bit, and what follows too."""
     session = start(row, model)
-    if not hasattr(session.state, "rewind"):
-        assert row.cannot_go_back, "a State without `rewind` never shares a step"
-        return
     twin = session.twin()
     for step in range(some_steps(row, row.window + 3)):
         session.make_ready()
@@ -351,7 +348,7 @@ def test_a_failed_batch_is_taken_back_and_its_members_stepped_alone(
         session.run(some_steps(row, 1 + ahead))
         session.make_ready()
     alone = [session.twin() for session in together]
-    if row.cannot_go_back or {model.batch_key(session.state) for session in together} == {None}:
+    if {model.batch_key(session.state) for session in together} == {None}:
         return
     marks = [session.state.mark() for session in together]
     with monkeypatch.context() as patch:
