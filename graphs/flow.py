@@ -305,7 +305,8 @@ class Flow:
                 self.end_sources(f"all {self._max_frames} frames were made")
             chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
         elif self._end_pts is not None:
-            left = math.ceil((self._end_pts - chunk.pts) / chunk.frame_ticks)
+            had = ring.sent - ring.next_frame  # by its client, before the end was known
+            left = max(had, math.ceil((self._end_pts - chunk.pts) / chunk.frame_ticks))
             chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
         ring.put(chunk, release)
         return True

@@ -46,6 +46,7 @@ class RecordKeeper:
         self._floors: dict[str, int] = {}
         self._open: set[int] = set()
         self._lock = asyncio.Lock()
+        self._knows_log = False
         self._away = False
         self.is_replayed = False
 
@@ -53,6 +54,7 @@ class RecordKeeper:
         """Appends to the control log; when it returns the line is in the store, or the store is away."""
         if len(self._lines) >= self._keep:
             self._fold(len(self._lines) - self._keep + 1)
+        self._knows_log = True
         self._lines.append(entry)
         self._unwritten.append(entry)
         if _is_arrival(entry):
@@ -65,7 +67,7 @@ class RecordKeeper:
 
     async def lines(self) -> tuple[ControlEntry, ...]:
         """The control log as the store has it, oldest first, with what was folded before it. Raises Unavailable."""
-        self._lines = deque(await self._store.read_log(self.record.id))
+        self._lines, self._knows_log = deque(await self._store.read_log(self.record.id)), True
         self._open = {line.revision for line in self._lines if _is_arrival(line)}
         return (*self.record.folded, *self._lines)
 
@@ -186,6 +188,8 @@ class RecordKeeper:
         if (stored.id, stored.epoch, stored.nonce) != (ours.id, ours.epoch, ours.nonce):
             raise Conflict(f"session {ours.id} was taken over (epoch {stored.epoch}, ours is {ours.epoch})")
         self.record = replace(self.record, version=stored.version)
+        if not self._knows_log:
+            return  # what lies there is of the runner before, and was not read yet: none of it may leave
         self._unwritten = deque(_after(lines[-1] if lines else None, self._lines))
         self._due = next((place for place, line in enumerate(lines) if line in self._lines), len(lines))
 

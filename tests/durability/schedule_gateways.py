@@ -117,6 +117,10 @@ class Gateway:
         away = [keeper for keeper in self.host.keepers if self.lives and keeper._away]
         return [line for keeper in away for line in (*keeper._folded.values(), *keeper._unwritten)]
 
+    def knows(self, line: ControlEntry) -> bool:
+        """Whether the session's runner here can tell a line of its log again; one that takes over reads it first."""
+        return bool(self.runner and line in self.runner._keeper._lines)
+
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Runs it in this process."""
         context = contextvars.copy_context()

@@ -66,7 +66,8 @@ class Redis(MemoryStore, Party):
         self.forgotten += lost
         if self.holder and not self._is_disturbed(self.holder):
             since, holder = self.world.loop._now, self.holder
-            self.world.loop.call_later(CHANCE_S, self._had_its_chance, holder, holder.runner, lost, since)
+            known = [line for line in lost if holder.knows(line)]
+            self.world.loop.call_later(CHANCE_S, self._had_its_chance, holder, holder.runner, known, since)
 
     def never_told(self, lines: Iterable[ControlEntry]) -> None:
         """Nobody is left who could tell it of these; of some it may know."""

@@ -8,8 +8,9 @@ import pytest
 from grpc import StatusCode
 
 from riverrun.actors.errors import SessionFailed, meaning
+from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.edge import EdgeQueue
-from riverrun.graphs.graph import Endpoint
+from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.stage import Lost
@@ -17,7 +18,16 @@ from riverrun.graphs.steplog import StepLog
 from riverrun.graphs.waiting import Signal, SystemClock
 from riverrun.models.base import Control
 from riverrun.store.memory import MemoryStore
-from riverrun.store.records import Conflict, SessionRecord, SessionState
+from riverrun.store.records import DECIDED, Conflict, ControlEntry, SessionRecord, SessionState
+
+DECISION = ControlEntry(0, DECIDED, 2, "b", 3)
+CONFIG = RunnerConfig()
+BOTH = Graph(
+    "chain",
+    (StageSpec("a", "m"), StageSpec("b", "m")),
+    {"frames": Endpoint("b", "frames"), "raw": Endpoint("a", "frames")},
+    (Edge(Endpoint("a", "frames"), Endpoint("b", "frames")),),
+)
 
 
 async def _committed(ours: SessionRecord, stored: SessionRecord) -> SessionRecord | None:
@@ -40,6 +50,39 @@ def test_a_store_that_granted_the_same_epoch_to_another_is_believed():
     other = SessionRecord("s1", "g", nonce="n3", epoch=2)
     with pytest.raises(Conflict):
         asyncio.run(_committed(SessionRecord("s1", "g", nonce="n2", epoch=2, version=2), other))
+
+
+def test_a_log_that_was_not_read_yet_is_left_as_it_is():
+    """The store forgot the take-over, and the runner fails before it comes to read what its predecessor logged."""
+
+    async def body() -> tuple[ControlEntry, ...]:
+        store, before = MemoryStore(), SessionRecord("s1", "g", nonce="n1")
+        stored = await store.create(before)
+        await store.log(stored, DECISION)
+        ours = SessionRecord("s1", "g", nonce="n2", epoch=2, version=2)
+        keeper = RecordKeeper(ours, store, SystemClock(), keep=8, timeout_s=60)
+        await keeper.commit(state=SessionState.SUSPENDED)
+        return await store.read_log("s1")
+
+    assert asyncio.run(body()) == (DECISION,)
+
+
+def test_an_end_that_is_known_late_takes_nothing_from_what_a_client_has(w, clock, run):
+    """Its other output went on while the one that counts the frames was behind; now that one says where the end is."""
+
+    async def body():
+        world = w.World(clock)
+        b = {"height": 4, "width": 4, "takes": 1, "chunk_frames": 2}  # at twice the rate it says it has
+        params = {"a": {"height": 4, "width": 4, "chunk_frames": 2}, "b": b}
+        runner = await world.open(BOTH, CONFIG, params=params, max_frames=6)
+        await world.crash(runner)
+        runner = await world.take_over(BOTH, CONFIG, {"frames": 0, "raw": 6})
+        client = w.Client()
+        await client.read(runner)
+        assert client.numbers == list(range(6))
+        assert (await runner.ended()).state is SessionState.CLOSED
+
+    run(body())
 
 
 def test_a_stage_that_is_lost_is_data_loss_to_the_client():
