@@ -18,7 +18,6 @@ from prometheus_client import (
     disable_created_metrics,
     start_http_server,
 )
-from prometheus_client.registry import Collector
 
 from riverrun import __version__
 from riverrun.graphs.items import Frame
@@ -64,6 +63,19 @@ class Metrics:
         wire = ["graph", "port", "codec"]
         self.sent_frames = Counter("riverrun_sent_frames_total", "Frames written to clients.", wire, registry=of)
         self.sent_bytes = Counter("riverrun_sent_bytes_total", "Bytes of frames written to clients.", wire, registry=of)
+        self.played = Counter(
+            "riverrun_played_seconds_total", "For so long players had something to play.", ["graph"], registry=of
+        )
+        self.stalled = Counter(
+            "riverrun_stalled_seconds_total",
+            "For so long players stood, after their first frame, until another one came.",
+            ["graph"],
+            registry=of,
+        )
+        self.moves = Counter("riverrun_moves_total", "Stages of sessions given to another actor.", per, registry=of)
+        self.recoveries = Counter(
+            "riverrun_recoveries_total", "Stages of sessions that were lost and brought back.", per, registry=of
+        )
         self.over = Counter("riverrun_sessions_ended_total", "Sessions that ended.", ["graph", "state"], registry=of)
         self.calls = Counter("riverrun_grpc_calls_total", "gRPC calls that ended.", ["method", "code"], registry=of)
 
@@ -75,12 +87,8 @@ class Metrics:
         return SessionMetrics(self, graph)
 
     @contextmanager
-    def served(self, host: str, port: int, live: Collector) -> Iterator[str]:
-        """Answers GET /metrics on a thread of its own; the address. live: what is looked up at each.
-
-        Raises Unavailable if the port is taken.
-        """
-        self.registry.register(live)
+    def served(self, host: str, port: int) -> Iterator[str]:
+        """Answers GET /metrics on a thread of its own; the address. Raises Unavailable if the port is taken."""
         try:
             server, thread = start_http_server(port, host, self.registry)
         except OSError as error:
@@ -114,6 +122,16 @@ class SessionMetrics(Observer):
         if key not in self._wires:
             self._wires[key] = WireMetrics(self._metrics, self._graph, frame.port, codec)
         self._wires[key].add(size, encode_s, send_s)
+
+    def played(self, played_s: float, stalled_s: float) -> None:
+        self._metrics.played.labels(self._graph).inc(played_s)
+        self._metrics.stalled.labels(self._graph).inc(stalled_s)
+
+    def moved(self, stage: str) -> None:
+        self._metrics.moves.labels(self._graph, stage).inc()
+
+    def recovered(self, stage: str) -> None:
+        self._metrics.recoveries.labels(self._graph, stage).inc()
 
     def ended(self, state: str) -> None:
         self._metrics.over.labels(self._graph, state).inc()

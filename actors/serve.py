@@ -32,6 +32,7 @@ from riverrun.actors.host import SessionHost
 from riverrun.actors.live import LiveCollector
 from riverrun.actors.logs import pass_on
 from riverrun.actors.metrics import Metrics
+from riverrun.actors.ray_metrics import through_ray
 from riverrun.actors.reaper import Reaper
 from riverrun.actors.telemetry import Watch
 from riverrun.actors.tls import server_credentials
@@ -128,12 +129,15 @@ class Service:
         name = secrets.token_hex(6)
         if spans := spans_to(config.trace, "gateway"):
             stack.push_async_callback(asyncio.to_thread, spans.close)
-        metrics = None if config.metrics_port is None else Metrics()
+        metrics = Metrics() if config.metrics_ray or config.metrics_port is not None else None
         watch = Watch(metrics, spans, config.trace.every)
         host = SessionHost(directory, store, SystemClock(), config, name, watch.observer, vault, kind == "redis")
         if metrics:
-            serving = metrics.served(config.metrics_host, config.metrics_port or 0, LiveCollector(host, store.ping))
-            self.metrics_address = stack.enter_context(serving)
+            metrics.registry.register(LiveCollector(host, store.ping))
+        if metrics and config.metrics_port is not None:
+            self.metrics_address = stack.enter_context(metrics.served(config.metrics_host, config.metrics_port))
+        if metrics and config.metrics_ray:
+            await stack.enter_async_context(through_ray(metrics.registry))
         self._gateway = gateway = Gateway(host, directory, kind, metrics.count_call if metrics else None)
         await gateway.start(config.host, config.port)
         stack.push_async_callback(self._leave, gateway)

@@ -56,6 +56,18 @@ class Several(Observer):
         for each in self._all:
             each.sent(frame, codec, size, encode_s, send_s)
 
+    def played(self, played_s: float, stalled_s: float) -> None:
+        for each in self._all:
+            each.played(played_s, stalled_s)
+
+    def moved(self, stage: str) -> None:
+        for each in self._all:
+            each.moved(stage)
+
+    def recovered(self, stage: str) -> None:
+        for each in self._all:
+            each.recovered(stage)
+
     def wanted(self, trace: str) -> None:
         for each in self._all:
             each.wanted(trace)

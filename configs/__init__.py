@@ -95,7 +95,7 @@ class ServiceConfig:
     it, those of a tenant in its own folder there ("": anywhere, which is for an open service that only this machine
     reaches).
     metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
-    are kept; 0: any free one). log, trace: see `configs/telemetry.py`, checkpoints: `configs/durability.py`; what the
+    are kept; 0: any free one). metrics_ray: they go through Ray's own exporter, too, or only. log, trace: see `configs/telemetry.py`, checkpoints: `configs/durability.py`; what the
     service which starts a cluster's controller says goes for its actors.
     """
 
@@ -120,6 +120,7 @@ class ServiceConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    metrics_ray: bool = False
     log: LogConfig = field(default_factory=LogConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, Lane, PortWish, Role
 from riverrun.graphs.items import Event, EventType, Frame, InputAck, InputRefusal, Receipt
+from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.pacing import Playhead
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.waiting import Clock, Signal
@@ -15,11 +16,12 @@ from riverrun.models.base import BadRequest, Corrupt
 class Audience:
     """rings: by graph output, the first one first. At most one controller at a time; any number of viewers.
 
-    playhead: how far the controller has played."""
+    playhead: how far the controller has played. observer: told so."""
 
-    def __init__(self, rings: Mapping[str, OutputRing], clock: Clock, signal: Signal):
+    def __init__(self, rings: Mapping[str, OutputRing], clock: Clock, signal: Signal, observer: Observer = SILENT):
         self.rings = rings
         self.playhead = Playhead(clock)
+        self._observer = observer
         self._busy_at = clock.now()
         self._clock = clock
         self._signal = signal
@@ -117,7 +119,10 @@ class Audience:
     def _sent(self, role: Role, frame: Frame, end: int) -> None:
         self._touch()
         if role is Role.CONTROLLER:
-            self.playhead.deliver(frame.pts, end)
+            head = self.playhead
+            played_s, stalled_s = head.played_s, head.stalled_s
+            head.deliver(frame.pts, end)
+            self._observer.played(head.played_s - played_s, head.stalled_s - stalled_s)
 
     def _touch(self) -> None:
         self._busy_at = self._clock.now()

@@ -105,7 +105,7 @@ class Flow:
         self._close_s = config.close_s
         keep = config.ring_frames
         rings = {name: self._ring(name, at, keep, descriptions[at.stage]) for name, at in graph.outputs.items()}
-        self.audience = Audience(rings, clock, signal)
+        self.audience = Audience(rings, clock, signal, observer)
         self.edges, self.drivers = wire(graph, descriptions, stages, rings, self, config.edge_chunks, config.deadlines)
         self.desk = ControlDesk(
             descriptions,
@@ -324,6 +324,7 @@ class Flow:
         if isinstance(fault, ActorDied):
             self._died_with(driver, fault)
         await self.recovery.bring_back(driver, fault)
+        self.observer.recovered(driver.name)
         for edge in driver.inputs.values():
             if edge.has_gap and not edge.from_client:
                 self._want_again(self._maker(edge), InputLost(f"stage {driver.name!r} needs its chunks again"))

@@ -32,6 +32,15 @@ class Observer:
     def sent(self, frame: Frame, codec: str, size: int, encode_s: float, send_s: float) -> None:
         """A frame was written to a client: `size` bytes by `codec`, that took so long to make and to write."""
 
+    def played(self, played_s: float, stalled_s: float) -> None:
+        """Since its last frame the controller's player played for so long, and stood for so long until this one came."""
+
+    def moved(self, stage: str) -> None:
+        """The stage goes on at another actor, which was given its State."""
+
+    def recovered(self, stage: str) -> None:
+        """The stage was lost and stands again."""
+
     def wanted(self, trace: str) -> None:
         """A client asks that the next chunk be traced under its own `trace`; "" asks for nothing, nor does a repeat."""
 

@@ -53,26 +53,32 @@ def parked_s(made: int, at: Position | None, limit_s: float) -> float:
 class Playhead:
     """Where the controller's player is, as far as the service can know: it plays at 1x from the first frame delivered.
 
-    A frame that comes again after a reconnect is no news. A gap in pts is not played.
+    A frame that comes again after a reconnect is no news. A gap in pts is not played. stalled_s: for so long it stood
+    for want of a frame that came; what it waits for now counts when that comes. played_s: for so long it did not stand.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._position: Position | None = None
         self._held = False
-        self._looked = 0.0
+        self._looked = self._waited_s = 0.0
+        self.played_s = self.stalled_s = 0.0
 
     def now(self) -> Position | None:
         """None before the first frame was delivered."""
         now = self._clock.now()
-        if self._position:
-            self._position = moved(self._position, now - self._looked)
+        if at := self._position:
+            self._position = moved(at, now - self._looked)
+            played_s = (self._position.played - at.played) / TICKS_PER_SECOND
+            self.played_s += played_s
+            self._waited_s += 0.0 if at.held else now - self._looked - played_s
         self._looked = now
         return self._position
 
     def deliver(self, pts: int, end: int) -> None:
         """A frame that is shown from `pts` to `end` was delivered."""
         at = self.now() or Position(pts, pts, self._held)
+        self.stalled_s, self._waited_s = self.stalled_s + self._waited_s, 0.0
         gap = max(0, pts - at.delivered)
         self._position = Position(at.played + gap, max(at.delivered, end), at.held)
 

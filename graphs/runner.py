@@ -218,6 +218,7 @@ class Runner:
         if flow.recovery is None:
             raise BadRequest(f"session {self.record.id} can't be moved: this service keeps no checkpoints")
         placement = await flow.moving(migrate(flow.recovery, flow.drivers[self._graph.stage(stage).name], actor))
+        self._observer.moved(stage)
         flow.audience.tell_all(Event(EventType.MOVED, f"stage {stage} is on {placement.actor}"))
         return placement
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,7 @@ def upgrade(
             show_json(done)
 
 
-def meant(target: str, actors: list[pb.ActorStatus]) -> list[str]:
+def meant(target: str, actors: Iterable[pb.ActorStatus]) -> list[str]:
     """Names of the actors that `target` means, those that are being left not among them. Raises BadRequest."""
     there = {a.actor: a.model for a in actors if not a.actor.endswith(".old")}
     found = sorted(name for name, model in there.items() if target in (ALL, name, model))

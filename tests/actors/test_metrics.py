@@ -5,16 +5,19 @@ import socket
 import urllib.request
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from prometheus_client.registry import Collector
 
 from riverrun.actors import live
 from riverrun.actors.health import StageHealth
 from riverrun.actors.live import LiveCollector
 from riverrun.actors.metrics import Metrics
 from riverrun.actors.pool import MemberHealth
-from riverrun.actors.telemetry import Watch
+from riverrun.actors.ray_metrics import RayExport
+from riverrun.actors.telemetry import Several, Watch
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Frame
 from riverrun.graphs.observer import SILENT
@@ -87,6 +90,57 @@ def test_the_number_of_figures_does_not_grow_with_sessions():
     assert value(metrics, "riverrun_sessions_ended_total", graph="g", state="closed") == 3
 
 
+def test_what_players_had_and_what_moved_is_counted():
+    metrics = Metrics()
+    for observer in (metrics.observer("g"), Several([metrics.observer("g")])):
+        observer.played(2.0, 0.5)
+        observer.moved("gen")
+        observer.recovered("gen")
+    assert value(metrics, "riverrun_played_seconds_total", graph="g") == 4
+    assert value(metrics, "riverrun_stalled_seconds_total", graph="g") == 1
+    assert value(metrics, "riverrun_moves_total", graph="g", stage="gen") == 2
+    assert value(metrics, "riverrun_recoveries_total", graph="g", stage="gen") == 2
+
+
+class Told:
+    """A gauge as Ray makes them: the last value by labels."""
+
+    made: ClassVar[dict] = {}
+
+    def __init__(self, name, about, labels):
+        self.labels, self.values = labels, {}
+        self.made[name] = self
+
+    def set(self, value, tags):
+        assert set(tags) == set(self.labels)
+        self.values[tuple(sorted(tags.items()))] = value
+
+
+def test_ray_is_told_every_sample_and_what_is_gone_is_said_to_be_nothing(monkeypatch):
+    monkeypatch.setattr(Told, "made", {})
+    metrics = Metrics()
+    states = [status("a"), status("b", state=SessionState.DRAINING)]
+
+    class Found(Collector):
+        def collect(self):
+            return live.sessions(states)
+
+    metrics.registry.register(Found())
+    metrics.observer("g").answered("gen", ASKED, REPLY, call_s=0.04)
+    export = RayExport(metrics.registry, Told)
+    export.push()
+    mine = {s.name for f in metrics.registry.collect() for s in f.samples if s.name.startswith("riverrun_")}
+    assert set(Told.made) == mine
+    by = {name: told.values for name, told in Told.made.items()}
+    step = (("graph", "g"), ("le", "0.05"), ("part", "compute"), ("stage", "gen"))
+    assert by["riverrun_chunk_seconds_bucket"][step] == 1
+    draining = (("graph", "g"), ("state", "draining"))
+    assert by["riverrun_sessions"][draining] == 1
+    states.pop()
+    export.push()
+    assert by["riverrun_sessions"] == {draining: 0, (("graph", "g"), ("state", "running")): 1}
+
+
 def test_nobody_watches_unless_asked_to():
     assert Watch().observer(GRAPH, "s1") is SILENT
 
@@ -138,7 +192,9 @@ def test_a_scrape_looks_at_the_sessions_on_their_own_loop_and_says_what_is_away(
     async def body():
         directory = SimpleNamespace(actors=away)
         host = SimpleNamespace(directory=directory, statuses=lambda: [status()])
-        with Metrics().served("127.0.0.1", 0, LiveCollector(host, away)) as at:
+        metrics = Metrics()
+        metrics.registry.register(LiveCollector(host, away))
+        with metrics.served("127.0.0.1", 0) as at:
             return await asyncio.to_thread(scrape, at)
 
     text = asyncio.run(body())
@@ -153,7 +209,7 @@ def test_a_taken_port_is_said():
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            serving = Metrics().served("127.0.0.1", port, LiveCollector(SimpleNamespace(), away))
+            serving = Metrics().served("127.0.0.1", port)
             with pytest.raises(Unavailable, match=f"can't serve metrics on 127.0.0.1:{port}"), serving:
                 pass
 

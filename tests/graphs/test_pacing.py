@@ -78,6 +78,7 @@ def test_the_playhead_stalls_goes_on_and_takes_no_time_for_gaps(lab, run):
         assert head.now() == Position(10.5 * S, 11 * S)
         await clock.advance(5)
         assert head.now().played == 11 * S  # a late frame: it waits, and does not catch up
+        assert (head.played_s, head.stalled_s) == (1.0, 0.0)  # nobody knows yet whether one comes
         head.deliver(11 * S, 12 * S)
         head.deliver(11 * S, 12 * S)  # again after a reconnect: no news
         await clock.advance(0.25)
@@ -90,6 +91,7 @@ def test_the_playhead_stalls_goes_on_and_takes_no_time_for_gaps(lab, run):
         head.hold(False)
         await clock.advance(0.75)
         assert head.now().played == 50 * S
+        assert (head.played_s, head.stalled_s) == (2.0, 4.5)  # paused is neither, and a gap is not played
 
     run(body())
 
