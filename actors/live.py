@@ -49,7 +49,7 @@ class LiveCollector(Collector):
         yield from sessions(look.sessions)
         yield from stages(look.sessions)
         yield from actors(look.actors)
-        yield GaugeMetricFamily("riverrun_store_up", "Whether the store answers.", value=look.store_up)
+        yield store(look.store_up)
 
     async def _look(self) -> Look:
         found, pinged = await asyncio.gather(_or_none(self._host.directory.actors()), _or_none(self._pinged()))
@@ -137,6 +137,10 @@ def actors(found: Sequence[MemberHealth] | None) -> Iterator[Metric]:
             p99.add_metric(labels, health.p99_ms / 1000)
             steps.add_metric(labels, health.steps)
     yield from (up, live, most, held, kept, age, p99, steps)
+
+
+def store(is_up: bool) -> Metric:
+    return GaugeMetricFamily("riverrun_store_up", "Whether the store answers.", value=is_up)
 
 
 def _by_graph(found: Sequence[RunnerStatus]) -> dict[str, list[RunnerStatus]]:

@@ -27,7 +27,7 @@ from riverrun.models.base import Chunk, Unavailable
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SHARED = (1, 2, 4, 8, 16, 32)
-PARTS = ("queue", "compute", "transport", "fetch")
+PARTS = ("queue", "compute", "transport", "whole", "fetch")
 
 
 class Metrics:
@@ -42,7 +42,7 @@ class Metrics:
         self.chunk = Histogram(
             "riverrun_chunk_seconds",
             "What a step of a stage took: waiting in the actor (queue), in the model (compute), on the way there and "
-            "back (transport); and bringing its chunks to the gateway (fetch).",
+            "back (transport), all three (whole); and bringing its chunks to the gateway (fetch).",
             [*per, "part"],
             buckets=SECONDS,
             registry=of,
@@ -147,7 +147,7 @@ class StageMetrics:
 
     def __init__(self, metrics: Metrics, graph: str, stage: str) -> None:
         parts = (metrics.chunk.labels(graph, stage, part) for part in PARTS)
-        self.queue, self.compute, self.transport, self.fetch = parts
+        self.queue, self.compute, self.transport, self.whole, self.fetch = parts
         self.shared = metrics.shared.labels(graph, stage)
         self.chunks, self.frames = (figure.labels(graph, stage) for figure in (metrics.chunks, metrics.frames))
 
@@ -157,6 +157,7 @@ class StageMetrics:
         self.queue.observe(queue)
         self.compute.observe(compute)
         self.transport.observe(max(0.0, call_s - queue - compute))
+        self.whole.observe(call_s)
         self.shared.observe(reply.batched)
         self.chunks.inc(len(reply.chunks))
         self.frames.inc(sum(chunk.frames for chunk in reply.chunks))

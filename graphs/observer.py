@@ -33,7 +33,7 @@ class Observer:
         """A frame was written to a client: `size` bytes by `codec`, that took so long to make and to write."""
 
     def played(self, played_s: float, stalled_s: float) -> None:
-        """Since its last frame the controller's player played for so long, and stood for so long until this one came."""
+        """Since its last frame the controller's player played, and stood until this one came, for so long."""
 
     def moved(self, stage: str) -> None:
         """The stage goes on at another actor, which was given its State."""

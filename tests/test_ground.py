@@ -63,7 +63,7 @@ def test_every_folder_with_code_or_values_is_packaged() -> None:
     held = {
         path.parent
         for top in tops
-        if top.name not in ("tests", "docs", "build", "dist", "out")
+        if top.name not in ("tests", "docs", "deploy", "build", "dist", "out")
         for path in top.rglob("*")
         if path.suffix in (".py", ".yaml") and path.parent.name.isidentifier() and "runs" not in path.parts
     }

@@ -29,7 +29,7 @@ from riverrun.store.records import SessionState
 GRAPH = Graph("g", (StageSpec("gen", "m"),), {"frames": Endpoint("gen", "frames")})
 ASKED = StepRequest("s1", Epoch(1, "n"), 0)
 CHUNK = Chunk("frames", np.zeros((4, 2, 2, 3), np.uint8), 0, 5625, 4)
-SPLIT = ("queue", "compute", "transport")
+SPLIT = ("queue", "compute", "transport", "whole")
 REPLY = StepReply(0, (CHUNK,), compute_ms=30.0, wait_ms=5.0, batched=2)
 FRAME = Frame("frames", 0, 0, 0, 0, 1, 0, CHUNK.data[0])
 STAGE = StageStatus("gen", "m", "m-0", "i1", steps=3, held_bytes=600, queued=1, retained_bytes=800)
@@ -55,7 +55,7 @@ def test_a_step_is_split_into_queue_compute_and_transport():
     seen = metrics.observer("g").answered("gen", ASKED, REPLY, call_s=0.04)
     assert seen is REPLY
     parts = {p: value(metrics, "riverrun_chunk_seconds_sum", graph="g", stage="gen", part=p) for p in SPLIT}
-    assert parts == pytest.approx({"queue": 0.005, "compute": 0.03, "transport": 0.005})
+    assert parts == pytest.approx({"queue": 0.005, "compute": 0.03, "transport": 0.005, "whole": 0.04})
     bucket = {"graph": "g", "stage": "gen", "part": "compute"}
     assert value(metrics, "riverrun_chunk_seconds_bucket", **bucket, le="0.025") == 0
     assert value(metrics, "riverrun_chunk_seconds_bucket", **bucket, le="0.05") == 1
