@@ -25,11 +25,12 @@ from riverrun.configs import ServiceConfig
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.durability import Durability
+from riverrun.graphs.ending import RETRY_S
 from riverrun.graphs.gate import Gate
 from riverrun.graphs.graph import Graph, route_params
 from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.recovery import RecoveryConfig
-from riverrun.graphs.runner import RETRY_S, Runner, SessionEnded
+from riverrun.graphs.runner import Runner, SessionEnded
 from riverrun.graphs.script import TimedControl
 from riverrun.graphs.stage import BadRequest, EncoderHandle, StageHandle
 from riverrun.graphs.status import RunnerStatus

@@ -15,6 +15,7 @@ from riverrun.actors.health import Resident
 from riverrun.actors.host import SessionHost
 from riverrun.actors.vault import Vault
 from riverrun.configs.durability import CheckpointConfig
+from riverrun.graphs.stage import Epoch
 from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.rebuild import noted
 from riverrun.store.records import SessionRecord, SessionState
@@ -61,6 +62,8 @@ def is_orphan(resident: Resident, record: SessionRecord | None, alive: Collectio
         return False
     if record is None or not record.state.runs or record.gateway not in alive:
         return True
+    if record.state is SessionState.OPENING and resident.epoch == Epoch(record.epoch, record.nonce):
+        return False  # its stages are being put on actors, and the record will say where once all are
     at = record.placement.get(resident.stage)
     return at is None or (at.actor, at.incarnation) != (resident.actor, resident.incarnation)
 

@@ -21,6 +21,7 @@ from functools import partial
 from riverrun.graphs.config import DEFAULTS, RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec
 from riverrun.graphs.durability import Durability
+from riverrun.graphs.ending import Ending, of_fault
 from riverrun.graphs.flow import Flow
 from riverrun.graphs.graph import Graph, validate
 from riverrun.graphs.items import Event, EventType
@@ -28,23 +29,17 @@ from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.migration import migrate
 from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages, opening
-from riverrun.graphs.recovery import NoPlace
 from riverrun.graphs.script import Script, TimedControl, write_scripts
 from riverrun.graphs.script import read as script_read
 from riverrun.graphs.script import written as script_written
-from riverrun.graphs.stage import EncoderHandle, Epoch, Mismatch, OpenRequest, StageHandle, StaleEpoch
+from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.takeover import Stand, TakeOver
 from riverrun.graphs.waiting import Clock, Signal, within
-from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable, one_line
+from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
 from riverrun.store.records import Conflict, ControlEntry, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
-ELSEWHERE_S = 0.5
-"""When to come to the gateway that has taken a session over."""
-
-RETRY_S = 30.0
-"""When to come back to a session that found no place."""
 
 
 class SessionEnded(BadRequest):
@@ -90,9 +85,7 @@ class Runner:
         self._descriptions: dict[str, Description] = {}
         self._flow: Flow | None = None
         self._main: asyncio.Task[None] | None = None
-        self._stop: tuple[SessionState, str] | None = None
-        self._fault: BaseException | None = None
-        self._retry_s = 0.0
+        self._ending: Ending | None = None
         self._is_resumed = False
 
     # ---- what the gateway calls ----
@@ -109,7 +102,7 @@ class Runner:
     @property
     def fault(self) -> BaseException | None:
         """What the session failed of."""
-        return self._fault
+        return self._ending.fault if self._ending else None
 
     @property
     def record(self) -> SessionRecord:
@@ -137,12 +130,12 @@ class Runner:
         try:
             await self._signal.until(lambda: self._state is not SessionState.OPENING)
         except asyncio.CancelledError:
-            state = SessionState.SUSPENDED if self._is_resumed else SessionState.CLOSED
-            self._end(state, "given up while it was opening")  # by a client, which may come again for what it had
+            state = SessionState.SUSPENDED if self._is_resumed else SessionState.CLOSED  # its client may come again
+            self._end(Ending(state, "given up while it was opening"))
             raise
         if self._flow is None:
             await self.ended()
-            raise self._fault or Unavailable(f"session {self.record.id} was closed while opening: {self._reason}")
+            raise self.fault or Unavailable(f"session {self.record.id} was closed while opening: {self._reason}")
 
     def attach(self, spec: ConsumerSpec) -> Consumer:
         """A new reader. A new controller replaces the old one (which gets REPLACED).
@@ -175,7 +168,7 @@ class Runner:
 
     async def close(self, reason: str) -> None:
         """Ends the session now; returns when all is freed. Closing an ended session is no error."""
-        self._end(SessionState.CLOSED, reason)
+        self._end(Ending(SessionState.CLOSED, reason))
         await self.ended()
 
     async def ended(self) -> SessionRecord:
@@ -202,14 +195,14 @@ class Runner:
         except BaseException:
             await flow.hold(False)
             raise
-        self._retry_s = retry_s
-        self._end(SessionState.SUSPENDED, reason)
+        self._end(Ending(SessionState.SUSPENDED, reason, retry_s=retry_s))
 
     async def lose(self) -> None:
         """Another runner has the session: this one stops, and leaves everything as it is. Returns when it has."""
         if self._state.runs:
-            self._fault = Conflict(f"session {self.record.id} was taken over by another gateway")
-            self._end(SessionState.FAILED, str(self._fault))
+            why = Conflict(f"session {self.record.id} was taken over by another gateway")
+            self._ending = of_fault(why, is_resuming=False)  # whatever else it was about to end of
+            self._signal.notify()
         await self.ended()
 
     async def migrate(self, stage: str, actor: str = "") -> Placement:
@@ -282,17 +275,18 @@ class Runner:
     async def _run(self, begin: Callable[[], Awaitable[Flow]]) -> None:
         """Opens, streams, and frees everything whichever way that ends."""
         work = asyncio.create_task(self._work(begin))
-        stop = asyncio.create_task(self._signal.until(lambda: self._stop))
+        stop = asyncio.create_task(self._signal.until(lambda: self._ending))
         try:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (work, stop):
                 task.cancel()
             await asyncio.gather(work, stop, return_exceptions=True)
-            await self._free(*(self._stop or self._ending(work)))
+            self._ending = self._ending or self._ending_of(work)
+            await self._free(self._ending)
 
     async def _work(self, begin: Callable[[], Awaitable[Flow]]) -> None:
-        self._flow = flow = await begin()
+        self._flow = flow = await self._begun(begin)
         self._to(SessionState.RUNNING)
         async with asyncio.TaskGroup() as tasks:
             behind = [
@@ -310,6 +304,14 @@ class Runner:
             await self._signal.until(lambda: flow.audience.drained)
             for task in background:
                 task.cancel()
+
+    async def _begun(self, begin: Callable[[], Awaitable[Flow]]) -> Flow:
+        """Opening may take minutes: all the while the record shows that somebody is at it."""
+        async with asyncio.TaskGroup() as tasks:
+            claiming = tasks.create_task(self._claim_often())
+            flow = await begin()
+            claiming.cancel()
+        return flow
 
     async def _open(self) -> Flow:
         limits = (self._config.deadlines.first_s, self._config.encode_s)
@@ -339,7 +341,7 @@ class Runner:
             self._config,
             self._observer,
             on_end=self._draining,
-            on_fault=lambda error: self._end(*self._blame(error)),
+            on_fault=lambda error: self._end(self._of_fault(error)),
             durability=self._durability,
         )
 
@@ -411,44 +413,34 @@ class Runner:
         if self._state is SessionState.RUNNING:
             self._to(SessionState.DRAINING, reason)
 
-    def _end(self, state: SessionState, reason: str) -> None:
-        if not self._stop and self._state.runs:
-            self._stop = (state, reason)
+    def _end(self, ending: Ending) -> None:
+        if not self._ending and self._state.runs:
+            self._ending = ending
             self._signal.notify()
 
-    def _ending(self, work: asyncio.Task[None]) -> tuple[SessionState, str]:
+    def _ending_of(self, work: asyncio.Task[None]) -> Ending:
         if work.cancelled():
-            return SessionState.CLOSED, "the gateway shut down"
+            return Ending(SessionState.CLOSED, "the gateway shut down")
         error = work.exception()
-        return self._blame(error) if error else (SessionState.CLOSED, self._reason)
+        return self._of_fault(error) if error else Ending(SessionState.CLOSED, self._reason)
 
-    def _blame(self, error: BaseException) -> tuple[SessionState, str]:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        self._fault = error
-        if isinstance(error, NoPlace):
-            self._retry_s = RETRY_S
-            return SessionState.SUSPENDED, one_line(str(error))
-        if self._is_resumed and self._flow is None and isinstance(error, Unavailable | Mismatch):
-            self._retry_s = RETRY_S if isinstance(error, Unavailable) else 0.0
-            return SessionState.SUSPENDED, one_line(str(error))
-        if isinstance(error, BadRequest | Unavailable | Corrupt):
-            return SessionState.FAILED, one_line(str(error))
-        log.error("session %s: internal error", self.record.id, exc_info=error, extra=self.record.about)
-        return SessionState.FAILED, one_line(f"internal error: {type(error).__name__}: {error}")
+    def _of_fault(self, error: BaseException) -> Ending:
+        return of_fault(error, is_resuming=self._is_resumed and self._flow is None)
 
-    async def _free(self, state: SessionState, reason: str) -> None:
+    async def _free(self, ending: Ending) -> None:
         """Tells everybody that and why it ended, then closes all stages (opened or not) and writes the record.
 
         A session that another runner has taken over is left as it is: its stages and record are that one's.
         """
         marks = self._flow.marks() if self._flow else {}  # as long as something lies there
-        self._to(state, reason)
+        if ending.is_internal:
+            log.error("session %s: internal error", self.record.id, exc_info=ending.fault, extra=self.record.about)
+        self._to(ending.state, ending.reason)
         if self._flow:
-            self._observer.ended(state.value)
-            self._flow.audience.end(self._last_event(state, reason))
+            self._observer.ended(ending.state.value)
+            self._flow.audience.end(ending.event)
             await self._flow.stop()
-        if isinstance(self._fault, Conflict | StaleEpoch):
+        if ending.is_handed_over:
             return
         stages = self._graph.order()
         closed = await asyncio.gather(*map(self._close_stage, stages), return_exceptions=True)
@@ -458,17 +450,10 @@ class Runner:
                 log.warning("session %s: a stage was not closed: %s", self.record.id, str(error), extra=about)
         try:
             await self._keeper.commit(state=self._state, reason=self._reason, **marks)
-            if self._durability and state is SessionState.CLOSED:
+            if self._durability and ending.state is SessionState.CLOSED:
                 await self._durability.blobs.forget(self.record.id)
         except Unavailable as error:  # Conflict is one: then it is another's
             log.warning("%s", str(error), extra=self.record.about)
-
-    def _last_event(self, state: SessionState, reason: str) -> Event:
-        if isinstance(self._fault, Conflict | StaleEpoch):
-            return Event(EventType.SUSPENDED, "another gateway goes on with it", retry_s=ELSEWHERE_S)
-        if state is SessionState.SUSPENDED:
-            return Event(EventType.SUSPENDED, reason, retry_s=self._retry_s)
-        return Event(EventType.ENDED, reason, failed=state is SessionState.FAILED)
 
     async def _close_stage(self, name: str) -> None:
         handle = self._flow.drivers[name].handle if self._flow else self._stages.get(name)
@@ -497,7 +482,14 @@ class Runner:
                 return await self._put_away(flow, reason)
             except Unavailable as error:
                 log.warning("session %s could not be put away: %s", self.record.id, error, extra=self.record.about)
-        self._end(SessionState.CLOSED, reason)
+        self._end(Ending(SessionState.CLOSED, reason))
+
+    async def _claim_often(self) -> None:
+        """A session that was draining says so to whoever takes it over from here."""
+        was_draining = self.record.state is SessionState.DRAINING
+        while True:
+            await self._clock.sleep(self._config.commit_every_s)
+            await self._keeper.commit(state=SessionState.DRAINING if was_draining else SessionState.OPENING)
 
     async def _commit_often(self) -> None:
         """Writes the record when the state changes, and every few seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from riverrun.store.records import Placement, SessionRecord, SessionState
 
 GRAPHS = {"g": Graph("g", (StageSpec("a", "m"),), {"frames": Endpoint("a", "frames")})}
 PARAMS = {"height": 4, "width": 4, "state_bytes": 64}
+CHAIN_PARAMS = {f"{stage}.{name}": value for stage in "ab" for name, value in PARAMS.items()} | {"b.takes": 1}
 KEEP = CheckpointConfig(grace_s=30.0, retention_s=7000.0, evidence_s=1000.0, orphan_s=300.0)
 NOW = 50_000.0
 S = SessionState
@@ -63,6 +65,9 @@ def test_what_becomes_of_checkpoints(stored, noted, age_s, expected):
         ({"stage": "b"}, record(S.RUNNING), True),
         ({}, replace(record(S.RUNNING), gateway="dead"), True),
         ({"idle_s": 1.0}, replace(record(S.RUNNING), gateway="dead"), False),
+        ({"actor": "a9"}, replace(record(S.OPENING), epoch=1, nonce="n"), False),
+        ({"actor": "a9"}, replace(record(S.OPENING), epoch=2, nonce="n"), True),
+        ({"actor": "a9"}, replace(record(S.OPENING), epoch=1, nonce="n", gateway="dead"), True),
     ],
 )
 def test_which_states_are_orphans(change, stored, expected):
@@ -151,6 +156,47 @@ def test_states_and_checkpoints_that_a_dead_gateway_left_go_in_time(w, clock, ru
         await reaper.round()
         assert await world.blobs.sessions() == []
         assert not world.blobs.paths
+
+    run(body())
+
+
+@pytest.mark.parametrize("was_put_away", [False, True])
+def test_a_take_over_that_takes_longer_than_an_orphan_may_is_left_in_peace(w, clock, run, host_on, was_put_away):
+    """Its last stage is put on an actor that only answers after minutes, the others stand and wait."""
+
+    async def body():
+        world, keep = w.World(clock), {"orphan_s": 60.0, "service": {"idle_timeout_s": 0.0}}
+        first, second, third = (host_on(world, {"chain": w.CHAIN}, name, **keep) for name in ("g1", "g2", "g3"))
+        hosted, client = await first.create(SessionWish("chain", CHAIN_PARAMS)), w.Client()
+        session = hosted.runner.record.id
+        await client.read(hosted.runner, 16)
+        if was_put_away:
+            await first.suspend(session, "for the night")
+        else:
+            await world.crash(hosted.runner)
+            world.kill("a0")
+            world.kill("a1")
+        answers = asyncio.Event()
+
+        async def slow(what: str) -> None:
+            if world.states() and not answers.is_set():
+                await answers.wait()
+
+        world.hop = slow
+        reaching = asyncio.create_task(second.reach(session, hosted.token, {"frames": 16}))
+        reaper = Reaper(third, third.vault, third.config.checkpoints)
+        for _ in range(11):  # all within what an actor may take to restore a State
+            await clock.advance(10)
+            await world.store.heartbeat("g2", "here", 30.0)
+            await reaper.round()
+        assert not reaching.done()
+        assert world.states() == 1
+        answers.set()
+        back = await reaching
+        assert (await world.store.get(session)).epoch == 2
+        await client.read(back.runner, 40)
+        assert client.numbers == list(range(40))
+        await second.close_all("over")
 
     run(body())
 
