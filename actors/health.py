@@ -8,6 +8,17 @@ from riverrun.graphs.stage import Epoch
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Chunks made while so many sessions wanted some of the actor. steps: how many since it started. alone_ms, took_ms:
+    means over the last ones of what the session's step takes by itself, and of what it took, waiting included."""
+
+    sessions: int
+    steps: int
+    alone_ms: float
+    took_ms: float
+
+
+@dataclass(frozen=True)
 class StageHealth:
     """A stage actor's own account of itself.
 
@@ -36,7 +47,8 @@ class StageHealth:
 @dataclass(frozen=True)
 class Resident:
     """A State that an actor holds, or has set room aside for. epoch: the newest runner's it knows of. idle_s: since
-    somebody called for it; 0 while a step runs. model, actor, incarnation: where it is."""
+    somebody called for it; 0 while a step runs. model, actor, incarnation: where it is. held_bytes: of the State.
+    alone_ms: what its step takes by itself (0: not known)."""
 
     session: str
     stage: str
@@ -45,3 +57,14 @@ class Resident:
     model: str = ""
     actor: str = ""
     incarnation: str = ""
+    held_bytes: int = 0
+    alone_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """One actor, seen whole: its health, who is there, and what its steps took."""
+
+    health: StageHealth
+    residents: tuple[Resident, ...] = ()
+    measured: tuple[Measured, ...] = ()

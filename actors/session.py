@@ -39,7 +39,7 @@ class StageSession:
     job: the step in hand, if any. copying: held while its State is copied between two steps. touched: when somebody
     last called for it. chunks, frames: emitted so far, by port.
     gone: it was closed or has failed, and is freed as soon as no step is using its State. blank: a State to be filled,
-    where one is about to be put here.
+    where one is about to be put here. alone_ms: what its step takes by itself, as measured (0: not yet).
     """
 
     request: OpenRequest
@@ -64,6 +64,7 @@ class StageSession:
     flushed: bool = False
     gone: bool = False
     blank: Any = None
+    alone_ms: float = 0.0
 
     def stand(self) -> Mark:
         """Where it stands between two steps."""

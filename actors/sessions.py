@@ -21,6 +21,10 @@ MOST_REMEMBERED = 65_536
 """And no more of them, some 40 MB: 70 that end every second."""
 
 
+ACTIVE_S = 5.0
+"""A session that nobody has called for since is parked, paused or left alone: it takes a place and no time."""
+
+
 class NoRoom(Unavailable):
     """No place or no bytes for another session; it may come when one ends."""
 
@@ -60,6 +64,7 @@ class SessionTable:
         self._sessions: dict[str, StageSession] = {}
         self._leaving: list[StageSession] = []
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
+        self._is_shut = False
 
     def add(self, request: OpenRequest, description: Description, need: Need) -> tuple[StageSession, bool]:
         """The session of `request` and whether it is new (its State is still to be made). Raises NoRoom, StaleEpoch."""
@@ -67,6 +72,8 @@ class SessionTable:
             known = self._reopened(request)
             if known is not None:
                 return known, False
+            if self._is_shut:
+                raise NoRoom("this actor is taken out of service; another one has room")
             refusal = self.room.refusal([s.need for s in self._everyone()], need, self.usual)
             if refusal:
                 raise NoRoom(refusal)
@@ -151,7 +158,29 @@ class SessionTable:
         """Everybody who is here, and for how long nobody has called for them."""
         with self.lock:
             now, here = self._clock(), self._sessions.items()
-            return tuple(Resident(*_parts(n), s.epoch, 0.0 if s.job else now - s.touched) for n, s in here)
+            return tuple(
+                Resident(
+                    *_parts(name),
+                    s.epoch,
+                    0.0 if s.job else now - s.touched,
+                    held_bytes=s.held or s.need.retained,
+                    alone_ms=s.alone_ms,
+                )
+                for name, s in here
+            )
+
+    def active(self) -> int:
+        """How many want chunks: somebody has called for them just now."""
+        with self.lock:
+            since = self._clock() - ACTIVE_S
+            return sum(bool(s.job) or s.touched >= since for s in self._sessions.values())
+
+    def shut(self) -> bool:
+        """Whether nobody is here; then nobody comes in any more."""
+        with self.lock:
+            if not self._everyone():
+                self._is_shut = True
+            return self._is_shut
 
     def totals(self) -> Totals:
         with self.lock:

@@ -1,8 +1,9 @@
 """The stage actor without Ray: several sessions over one set of weights, stepped in batches by one thread.
 
 Any thread may call `open`, `step`, `attach`, `close` and `health`; only `run` (or `run_once`) steps the model. `step`
-blocks its caller until the batch loop has answered. Steps are served in the order they came, and a session has one at
-a time, so that none waits for more than one chunk of each other.
+blocks its caller until the batch loop has answered. A session has one step at a time. Whose viewer has least left to
+play is served first; steps that say nothing of a viewer are served in the order they came, so that none of them waits
+for more than one chunk of each other.
 
 A State that has `mark() -> m` and `rewind(m)` (back to before the step; `models/state.py:Rewindable`) may share steps
 with others: when a batch fails, its members are rewound and stepped alone, so that the guilty one fails by itself. A
@@ -27,11 +28,13 @@ import numpy as np
 
 from riverrun.actors.checkpoints import Checkpoints, wait
 from riverrun.actors.footprint import SECONDS, Footprint, described, measure
-from riverrun.actors.health import Resident, StageHealth
+from riverrun.actors.health import Look, Resident, StageHealth
 from riverrun.actors.logs import about
+from riverrun.actors.measures import Measures
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.cluster.admission import Need, Room
+from riverrun.cluster.slack import Ready, batch, order
 from riverrun.graphs.stage import (
     AttachReply,
     BadRequest,
@@ -55,7 +58,7 @@ log = logging.getLogger(__name__)
 
 class StageWorker:
     """Sessions of one model. max_bytes: budget for their States and steps (None: no limit). max_batch: the most that
-    share a step (None: all). incarnation: who this actor is."""
+    share a step (None: all). slack_share: see `ActorConfig`. incarnation: who this actor is."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class StageWorker:
         max_batch: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         checkpoints: Checkpoints | None = None,
+        slack_share: float = 0.5,
     ) -> None:
         self.model, self.incarnation = model, incarnation
         self.checkpoints = checkpoints or Checkpoints(model, Engine(), None)
@@ -77,6 +81,7 @@ class StageWorker:
         self._compute_ms: deque[float] = deque(maxlen=256)
         self._figures = threading.Lock()
         self._steps, self._started = 0, 0.0
+        self._slack_share, self._measures = slack_share, Measures(clock)
 
     # ---- any thread ----
 
@@ -239,6 +244,14 @@ class StageWorker:
         """Whose States are here. Answers while a step runs."""
         return self._table.residents()
 
+    def look(self) -> Look:
+        """Answers while a step runs."""
+        return Look(self.health(), self.residents(), self._measures.measured())
+
+    def retire(self) -> bool:
+        """Whether nobody is here; then nobody is let in any more, and the process can be ended."""
+        return self._table.shut()
+
     def stop(self) -> None:
         """Makes `run` return after the batch in hand."""
         self._arrivals.put(None)
@@ -294,16 +307,24 @@ class StageWorker:
             self._fail(job, error)
 
     def _pick(self) -> list[StepJob]:
-        """The oldest ready step and those that may share it."""
-        waiting = [job for job in self._ready if not self._table.dropped(job)]
-        key = self._key(waiting[0]) if waiting else None
-        batch = waiting[:1] + [job for job in waiting[1:] if key is not None and self._key(job) == key]
-        batch = batch[: self._table.room.batch]
-        self._ready = deque(job for job in waiting if job not in batch)
-        return batch
+        """The most urgent ready step and those that may share it: while its viewer has something left to play, as many
+        as hold it up for no more than part of that (`cluster/slack.py`); if not, all others whose viewers wait too, as
+        that makes most chunks. What nobody plays yet is waited for."""
+        jobs = {job.session.request.session: job for job in self._ready if not self._table.dropped(job)}
+        now, most = self._clock(), self._table.room.batch or len(jobs)
+        ready = order([self._standing(name, job, now) for name, job in jobs.items()])
+        if ready and ready[0].lead_s <= 0:
+            chosen = [each for each in ready if each.key == ready[0].key and each.lead_s <= 0][:most]
+        else:
+            chosen = batch(ready, self._measures.step_ms, self._slack_share, most)
+        picked = [jobs.pop(each.id) for each in chosen]
+        self._ready = deque(jobs.values())
+        return picked
 
-    def _key(self, job: StepJob) -> object:
-        return self.model.batch_key(job.session.state) if job.session.undoable else None
+    def _standing(self, name: str, job: StepJob, now: float) -> Ready:
+        key = self.model.batch_key(job.session.state) if job.session.undoable else None
+        lead_s = (job.request.lead_s or 0.0) - (now - job.arrived)
+        return Ready(name, lead_s, name if key is None else ("shares", key), job.arrived)
 
     def _step(self, batch: list[StepJob]) -> None:
         began = self._clock()
@@ -314,7 +335,9 @@ class StageWorker:
             for job in batch:
                 self._again(job, error)
             return
+        took, active = (self._clock() - began) * 1000, self._table.active()
         for job, chunks in zip(batch, made, strict=True):
+            self._measures.note(job.session, active, len(batch), (began - job.arrived) * 1000, took)
             self._commit(job, chunks, began, len(batch))
 
     def _again(self, job: StepJob, error: Exception) -> None:

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from riverrun.actors.checkpoints import Checkpoints
-from riverrun.actors.health import Resident, StageHealth
+from riverrun.actors.health import Look, Resident, StageHealth
 from riverrun.actors.line import LinePlace, LineServer
 from riverrun.actors.loading import build, carried, engine_of, print_to_stderr, set_threads, start_actor
 from riverrun.actors.logs import set_up
@@ -81,6 +81,7 @@ class StageActor:
             limits.max_bytes,
             limits.max_batch,
             checkpoints=self._checkpoints(model),
+            slack_share=limits.slack_share,
         )
         self._lines = LineServer(self._node, lambda request: self.step(request, frozenset()))
         params = param_infos(model.Params)
@@ -151,6 +152,14 @@ class StageActor:
 
     def residents(self) -> tuple[Resident, ...]:
         return self._worker.residents()
+
+    def look(self) -> Look:
+        seen = self._worker.look()
+        return dataclasses.replace(seen, health=dataclasses.replace(seen.health, pid=os.getpid(), node=self._node))
+
+    def retire(self) -> bool:
+        """See `StageWorker.retire`."""
+        return self._worker.retire()
 
     def check(self) -> None:
         self._worker.check()

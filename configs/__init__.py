@@ -33,7 +33,8 @@ class ActorConfig:
     """How the actors of one model are run.
 
     count: how many. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States and
-    steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can). num_gpus,
+    steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can). slack_share: of
+    the time until a viewer has played all there is, what its step may take longer because others share it. num_gpus,
     resources: what Ray must have free for one. eager: started with the service, not at first use. headroom: a new
     session is refused unless the sessions of any one actor would find room on the others, should it die.
     """
@@ -43,6 +44,7 @@ class ActorConfig:
     max_sessions: int = 8
     max_bytes: int | None = None
     max_batch: int | None = None
+    slack_share: float = 0.5
     num_gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
     eager: bool = True

@@ -89,6 +89,10 @@ class Session(Protocol):
         then every step must be what it was."""
 
     @property
+    def slack_s(self) -> float | None:
+        """Media made and not played, seconds; None while nobody plays."""
+
+    @property
     def session_id(self) -> str: ...
 
     @property
@@ -317,6 +321,7 @@ class StageDriver:
             forced=self.log.decisions.get(seq),
             taken={port: each.taken + (each is edge) for port, each in ins},
             taken_frames={port: each.frames_with_head if each is edge else each.taken_frames for port, each in ins},
+            lead_s=self.session.slack_s,
         )
 
     def _new_controls(self) -> deque[Control]:

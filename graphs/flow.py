@@ -234,6 +234,11 @@ class Flow:
         """Seconds of media made and not played."""
         return lead_s(self.audience.made, self.audience.playhead.now())
 
+    @property
+    def slack_s(self) -> float | None:
+        """As `lead_s`; None before the first frame was delivered."""
+        return self.lead_s if self.audience.playhead.now() else None
+
     async def moving(self, move: Coroutine[Any, Any, T]) -> T:
         """What a move of a stage gives; at the session's end it is called off. Raises what it raises, Unavailable."""
         task = asyncio.ensure_future(move)

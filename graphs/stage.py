@@ -112,7 +112,8 @@ class StepRequest:
     acked: step replies up to this number need not be kept any more. finish: the input has ended, flush.
     save: take a checkpoint when it is made. forced: what this step decided when it was made before (`decisions`).
     taken, taken_frames: chunks and frames that have gone into each input port, these inputs included.
-    trace: the W3C traceparent under which the stage notes its spans, if it is traced.
+    trace: the W3C traceparent under which the stage notes its spans, if it is traced. lead_s: media that is made and
+    not played yet, seconds; None while nobody plays.
     """
 
     session: str
@@ -127,6 +128,7 @@ class StepRequest:
     taken: Mapping[str, int] = field(default_factory=dict)
     taken_frames: Mapping[str, int] = field(default_factory=dict)
     trace: str = ""
+    lead_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -386,3 +386,91 @@ def test_who_has_a_reply_can_ask_for_its_checkpoint(monkeypatch):
         one.worker.saved("s/a", FIRST, 1)
     one.worker.close("s/a", FIRST)
     one._threads.shutdown()
+
+
+def test_the_viewer_with_least_left_is_served_first(stepper):
+    """Those that may share a step go along only as far as its slack bears; nobody waits for ever."""
+    one = Stepper(StageWorker(Synthetic(), "one", 8))
+    for name in "abc":
+        one.open(name, batch=False)
+    for name, lead in (("a", 9.0), ("b", 0.5), ("c", 4.0)):
+        one.send(name, 0, lead_s=lead)
+    order = []
+    while one.worker.run_once():
+        order.append(tuple(name for name in "abc" if one.worker._table._sessions[name].next_seq))
+    assert order == [("b",), ("b", "c"), ("a", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("leads", "batches"),
+    [
+        ((None, None, None), 1),  # nobody plays yet: all that can
+        ((0.1, 5.0, 5.0), 2),  # a step of two would take longer than half of 0.1 s; the two others bear each other
+        ((5.0, 5.0, 5.0), 1),
+        ((0.0, 5.0, 5.0), 2),  # the one that is late goes alone
+        ((0.0, 0.0, 0.0), 1),  # all are late: together most is made
+    ],
+)
+def test_a_late_session_is_held_up_by_part_of_its_slack(leads, batches):
+    clock = FakeClock()
+    one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
+    for name in "abc":
+        one.open(name)
+    for seq in range(3):  # what steps take is learned: alone and together
+        for name in "abc":
+            one.step(name, 2 * seq, acked=2 * seq - 1)
+        _together(one, dict.fromkeys("abc", 2 * seq + 1), dict.fromkeys("abc"))
+    before = one.worker.health().steps
+    _together(one, dict.fromkeys("abc", 6), dict(zip("abc", leads, strict=True)))
+    assert one.worker.health().steps - before == batches
+
+
+def test_what_steps_take_is_told_by_how_many_want_chunks(stepper):
+    clock = FakeClock()
+    one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
+    for name in "ab":
+        one.open(name)
+    one.step("a", 0)
+    _together(one, {"a": 1, "b": 0}, {"a": None, "b": None})
+    (measured,) = one.worker.look().measured
+    assert (measured.sessions, measured.steps) == (2, 3)
+    assert measured.took_ms == pytest.approx((40 + 60 + 60) / 3)
+    assert {r.session or r.stage: r.alone_ms for r in one.worker.look().residents} == pytest.approx({"a": 40, "b": 60})
+    clock.now += 100
+    assert one.worker.look().measured == ()
+
+
+def test_a_retired_actor_lets_nobody_in(stepper):
+    one = Stepper(StageWorker(Synthetic(), "one", 8))
+    one.open("a")
+    assert not one.worker.retire()
+    one.worker.close("a", FIRST)
+    assert one.worker.retire()
+    with pytest.raises(NoRoom, match="out of service"):
+        one.open("b")
+
+
+class FakeClock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(Synthetic):
+    """Its steps take time of a clock: `each_ms` for the first of those that share one, half of it for each more."""
+
+    def __init__(self, clock: FakeClock, each_ms: float) -> None:
+        super().__init__()
+        self._clock, self._each_ms = clock, each_ms
+
+    def step(self, states):
+        self._clock.now += self._each_ms * (1 + (len(states) - 1) / 2) / 1000
+        return super().step(states)
+
+
+def _together(one: Stepper, due: dict[str, int], leads: dict[str, float | None]) -> None:
+    for name, seq in due.items():
+        one.send(name, seq, lead_s=leads[name], acked=seq - 1)
+    while one.worker.run_once():
+        one.worker.check()
