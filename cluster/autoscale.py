@@ -11,16 +11,21 @@ class ScaleRule:
     """least, most: workers. places: of one. full: share of the places that are planned to be taken, by how restless
     the load is: the first entry whose bound is not passed counts; an endless bound comes last.
 
+    spare: instead of `full`: so many roots of the mean load of the last `mean_s` seconds are kept free. Many users who
+    come and go by themselves vary by the root of their number, so that a large cluster keeps a smaller share free; and
+    the mean sees through a moment that would be over before a worker has come.
     hold_s: a smaller target must stand so long before it counts, so that a short lull sends no one home.
     window_s: over which restlessness is looked at.
     """
 
     least: int = 1
     most: int = 1024
-    places: int = 4
+    places: float = 4
     full: tuple[tuple[float, float], ...] = ((0.05, 0.98), (0.15, 0.94), (math.inf, 0.88))
     hold_s: float = 5.0
     window_s: float = 60.0
+    spare: float | None = None
+    mean_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,15 @@ def restlessness(seen: tuple[tuple[float, int], ...]) -> float:
 
 
 def target(rule: ScaleRule, memory: ScaleMemory, now: float, active: int, workers: int) -> Target:
-    """`ceil(active / (places * full))`, within bounds; more at once, fewer after `hold_s`.
+    """`ceil(active / (places * full))`, or with spare `ceil(max(active, mean + spare * sqrt(mean)) / places)`, within
+    bounds; more at once, fewer after `hold_s`.
 
     active: sessions that want chunks, those without a place among them. A restless load is given more free places, so
     that an activation finds one. Under overload, where `most` is not enough, the target is `most` and sessions wait.
     """
     seen = (*((at, n) for at, n in memory.seen if now - at <= rule.window_s), (now, active))
-    unrest = restlessness(seen)
-    full = next(share for bound, share in rule.full if unrest <= bound)
-    wanted = min(max(math.ceil(active / (rule.places * full)), rule.least), rule.most)
-    because = f"{active} active, {rule.places} places a worker, {full:.0%} of them planned (restlessness {unrest:.2f})"
+    planned, because = _planned(rule, seen)
+    wanted = min(max(math.ceil(planned / rule.places), rule.least), rule.most)
     memory = replace(memory, seen=seen)
     if wanted >= workers:
         return Target(wanted, f"{wanted} workers: {because}", replace(memory, lower=None))
@@ -72,6 +76,21 @@ def target(rule: ScaleRule, memory: ScaleMemory, now: float, active: int, worker
         waits = f"{workers} workers stay: {wanted} would do, for {now - since:.1f} of {rule.hold_s:g} s"
         return Target(workers, f"{waits}; {because}", replace(memory, lower=lower))
     return Target(lower[1], f"{lower[1]} workers: {because}", replace(memory, lower=(now, wanted)))
+
+
+def _planned(rule: ScaleRule, seen: tuple[tuple[float, int], ...]) -> tuple[float, str]:
+    """Places there should be for the load seen, and why."""
+    now, active = seen[-1]
+    if rule.spare is None:
+        unrest = restlessness(seen)
+        full = next(share for bound, share in rule.full if unrest <= bound)
+        places = f"{rule.places:g} places a worker, {full:.0%} of them planned"
+        return active / full, f"{active} active, {places} (restlessness {unrest:.2f})"
+    counts = [n for at, n in seen if now - at <= rule.mean_s]
+    mean = sum(counts) / len(counts)
+    free = rule.spare * math.sqrt(mean)
+    why = f"{active} active, {mean:.1f} for {rule.mean_s:g} s, {rule.places:.3g} places a worker, {free:.1f} kept free"
+    return max(mean + free, active), why
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,16 @@ def alone_ms(frames: int, prompt_tokens: int, resolution: str, units: float = 1.
     return 180 * units * RESOLUTION[resolution] * max(0.5, (frames / 64) ** 0.5) + 0.015 * prompt_tokens
 
 
+def kept_up(latency: Latency, alone_ms: float, places: int, chunk_ms: float) -> float:
+    """How many sessions of `places` a worker keeps up with when a chunk must be there every `chunk_ms`: where the step
+    of so many takes as long, between two whole numbers by a line."""
+    took = [latency.chunk_ms(alone_ms, n, places) for n in range(1, places + 1)]
+    n = next((n for n, ms in enumerate(took) if ms > chunk_ms), places)
+    if n == places or n == 0:
+        return max(float(n), 1.0)
+    return n + (chunk_ms - took[n - 1]) / (took[n] - took[n - 1])
+
+
 def move_ms(state_bytes: int, fixed_ms: float = 8.0, mb_per_ms: float = 32.0) -> float:
     """What a move holds its session up (peers.md B6); the service measures its own."""
     return fixed_ms + state_bytes / 1e6 / mb_per_ms

@@ -6,6 +6,7 @@ picture stands still. It is negative for one that stands.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,29 +22,39 @@ class Ready:
     since: float
     is_new: bool = False
 
-    @property
-    def urgency(self) -> tuple[float, float, str]:
+    def urgency(self, ample_s: float = math.inf) -> tuple[float, float, str]:
         """Sorts the most urgent first."""
-        return (float("-inf") if self.is_new else self.lead_s, self.since, self.id)
+        return (-math.inf if self.is_new else min(self.lead_s, ample_s), self.since, self.id)
 
 
-def order(ready: Sequence[Ready]) -> list[Ready]:
-    """Least slack first; then who has waited longest."""
-    return sorted(ready, key=lambda each: each.urgency)
+def order(ready: Sequence[Ready], ample_s: float = math.inf) -> list[Ready]:
+    """Least slack first; then who has waited longest. Among those with `ample_s` or more only the waiting counts: who
+    is far ahead of its viewer is not overtaken again and again by who is less far."""
+    return sorted(ready, key=lambda each: each.urgency(ample_s))
 
 
-def batch(ready: Sequence[Ready], batch_ms: Callable[[int], float], spend: float = 0.5, most: int = 64) -> list[Ready]:
-    """The most urgent session and those that share its step with it.
+def batch(
+    ready: Sequence[Ready],
+    batch_ms: Callable[[int], float],
+    spend: float = 0.5,
+    most: int = 64,
+    ample_s: float = math.inf,
+    least_saving: float = 0.0,
+) -> list[Ready]:
+    """The most urgent session and those that share its step with it. ample_s: see `order`.
 
     batch_ms: how long a step of n takes, as far as is known. One more is taken while the step stays within the share
-    `spend` of the slack of the most urgent one (and takes less time for each than alone): a late session, which has no
-    slack, is held up by none. Under overload all are late, and each goes alone, by its waiting.
+    `spend` of the slack of the most urgent one, and takes less time for each than alone: a late session, which has no
+    slack, is held up by none (unless spend is endless). Under overload all are late, and each goes alone, by its
+    waiting; with an endless spend, together. A step that would save less than the share `least_saving` of each chunk's
+    time is not shared: all would wait for each other and come back at once.
     """
     if not ready:
         return []
-    first, *others = order(ready)
+    first, *others = order(ready, ample_s)
     alone = batch_ms(1)
     slack_ms = 0.0 if first.is_new else max(first.lead_s * 1000, 0.0)
+    limit_ms = math.inf if spend == math.inf else max(spend * slack_ms, alone)
     chosen = [first]
     for other in others:
         if len(chosen) == most:
@@ -51,10 +62,10 @@ def batch(ready: Sequence[Ready], batch_ms: Callable[[int], float], spend: float
         if other.key != first.key:
             continue
         took = batch_ms(len(chosen) + 1)
-        if took > max(spend * slack_ms, alone) or took / (len(chosen) + 1) > alone:
+        if took > limit_ms or took / (len(chosen) + 1) > alone:
             break
         chosen.append(other)
-    return chosen
+    return chosen if batch_ms(len(chosen)) / len(chosen) <= (1 - least_saving) * alone else [first]
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 from riverrun.cluster.bottleneck import Floor
 from riverrun.cluster.fleet import Plan, Session, Worker
-from riverrun.cluster.latency import Formula, move_ms
+from riverrun.cluster.latency import move_ms
 from riverrun.cluster.sim.policies import Policy
 from riverrun.cluster.sim.score import Playout, Score, Tally
 from riverrun.cluster.sim.trace import Act, Event, Trace
+from riverrun.cluster.sim.truth import Profile, Truth
 from riverrun.cluster.slack import Ready
 
 MOST_LEAD_S = 8.0
@@ -27,19 +28,24 @@ MOST_LEAD_S = 8.0
 
 @dataclass(frozen=True)
 class World:
-    """start_s: a worker comes so long after it was asked for. tick_s: from one plan to the next. spread: true times
-    lie within this share of a model that differs from the published one by as much. recover_s: from a worker's death
-    until its sessions can be placed again."""
+    """profile: the model that runs, as policies are told of it. spread: the truth, and each step, lie within this share
+    of what was told. start_s: a node comes so long after it was asked for; load_s: and its worker has loaded the model
+    so much later. tick_s: from one plan to the next. recover_s: from a worker's death until its sessions can be placed
+    again. call_s: from a chunk to its session's next call. recache: what a prompt switch adds to the next chunk, in
+    chunks alone."""
 
-    places: int = 4
-    start_s: float = 30.0
-    tick_s: float = 1.0
+    profile: Profile = field(default_factory=lambda: Profile("port"))
     spread: float = 0.2
+    start_s: float = 20.0
+    load_s: float = 10.0
+    tick_s: float = 1.0
     recover_s: float = 2.0
+    call_s: float = 0.0
+    recache: float = 1.0
     seed: int = 0
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _User:
     session: Session
     playout: Playout = field(default_factory=Playout)
@@ -50,16 +56,17 @@ class _User:
     asked_at: float = 0.0  # it became active
     free_at: float = 0.0  # its state is where it lives
     in_step: bool = False
+    recaches: int = 0  # prompt switches that its next chunk has to see to
     turn: int = 0  # events of an earlier turn are void
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Machine:
     id: str
+    since: float
     ready: dict[str, None] = field(default_factory=dict)
     is_busy: bool = False
     is_leaving: bool = False
-    since: float = 0.0
 
 
 class Run:
@@ -67,43 +74,54 @@ class Run:
 
     def __init__(self, trace: Trace, policy: Policy, world: World) -> None:
         self.trace, self.policy, self.world = trace, policy, world
-        draw = random.Random(f"world:{world.seed}")
-        low, high = 1 - world.spread, 1 + world.spread
-        self._true = Formula(55 * draw.uniform(low, high), 18 * draw.uniform(low, high))
-        self._draw = random.Random(f"steps:{world.seed}")
+        self._truth = Truth.drawn(world.profile.latency, world.spread, world.seed)
+        self._draw = random.Random(f"deaths:{world.seed}")
+        self._move_s = move_ms(world.profile.state_bytes) / 1000
         self.now, self.tally = 0.0, Tally()
         self.floor = Floor((), policy.latency)
         self._machines: dict[str, _Machine] = {}
         self._users: dict[str, _User] = {}
         self._waiting: dict[str, float] = {}  # active without a place, since when
-        self._coming = 0
+        self._coming: dict[int, float] = {}  # workers that were asked for, and when
         self._names = itertools.count()
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = itertools.count()
-        for _ in range(policy.workers_at_start()):
-            self._up()
+        for _ in range(policy.workers_at_start(trace.active_at_once)):
+            self._up(0.0)
 
     def score(self) -> Score:
-        for event in self.trace.events:
-            self._at(event.time_s, self._act, event)
         for at, share in self.trace.fails:
             self._at(at, self._fail, share)
         self._at(self.world.tick_s, self._tick)
-        while self._events and self._events[0][0] <= self.trace.seconds:
-            self.now, _, call, about = heapq.heappop(self._events)
-            call(*about)
+        ahead = iter(self.trace.events)
+        event = next(ahead, None)
+        while True:
+            due = self._events[0][0]  # a tick is always due
+            if event is not None and event.time_s <= due:
+                self.now = event.time_s
+                self._act(event)
+                event = next(ahead, None)
+            elif due <= self.trace.seconds:
+                self.now, _, call, about = heapq.heappop(self._events)
+                call(*about)
+            else:
+                return self._end()
+
+    def _end(self) -> Score:
         self.now = self.trace.seconds
         for user in self._users.values():
             self._fall_silent(user)
-        for machine in list(self._machines.values()):
-            self._down(machine.id)
+        for name in list(self._machines):
+            self._down(name)
+        self.tally.worker_s += sum(self.now - asked for asked in self._coming.values())
         return self.tally.score(self.policy.name, self.trace.name)
 
     # -- users -----------------------------------------------------------------------------------------------
 
     def _act(self, event: Event) -> None:
         if event.act is Act.ARRIVE:
-            session = Session(event.session, self.trace.alone_ms, self.trace.state_bytes)
+            profile = self.world.profile
+            session = Session(event.session, profile.alone_ms, profile.state_bytes)
             self._users[event.session] = _User(session)
             self.policy.arrives(event.session, self.floor)
             return
@@ -114,6 +132,8 @@ class Run:
             user.is_active, user.is_new, user.asked_at = True, True, self.now
             user.turn += 1
             self._seek(user)
+        elif event.act is Act.SWITCH:
+            user.recaches += user.is_active
         elif event.act in (Act.IDLE, Act.LEAVE):
             self._fall_silent(user)
             if event.act is Act.LEAVE:
@@ -121,7 +141,7 @@ class Run:
 
     def _seek(self, user: _User) -> None:
         """A place for an active session."""
-        worker = self.policy.place(user.session, self.floor)
+        worker = None if self._is_store_away else self.policy.place(user.session, self.floor)
         if worker is None:
             self._waiting.setdefault(user.session.id, self.now)
         else:
@@ -130,7 +150,7 @@ class Run:
     def _settle(self, user: _User) -> None:
         """It has a place, and goes on there when its state has come."""
         self._waits_no_more(user.session.id)
-        user.free_at = self.now + move_ms(user.session.state_bytes) / 1000
+        user.free_at = self.now + self._move_s
         if user.ready_at is None and not user.parked and not user.in_step:
             user.ready_at = user.asked_at if user.is_new else self.now
         self._at(user.free_at, self._offer, user, user.turn)
@@ -139,8 +159,9 @@ class Run:
         if not user.is_active:
             return
         name = user.session.id
+        self.tally.active_s += self.now - user.asked_at
         user.is_active, user.turn = False, user.turn + 1
-        user.ready_at, user.parked = None, False
+        user.ready_at, user.parked, user.recaches = None, False, 0
         if machine := self._machine(name):
             machine.ready.pop(name, None)
         self.floor.leave(name)
@@ -149,6 +170,8 @@ class Run:
         self.tally.played_s += user.playout.played_s
         self.tally.stalled_s += user.playout.stalled_s
         user.playout = Playout()
+        if self._waiting:
+            self._seek(self._users[next(iter(self._waiting))])
 
     def _offer(self, user: _User, turn: int) -> None:
         """Its next chunk can be made, if it is still where and what it was."""
@@ -165,14 +188,19 @@ class Run:
     def _step(self, machine: _Machine) -> None:
         if machine.is_busy or not machine.ready:
             return
+        profile = self.world.profile
         ready = [self._ready(self._users[name]) for name in machine.ready]
-        chosen = [self._users[each.id] for each in self.policy.batch(ready, self.trace.alone_ms)]
+        chosen = [self._users[each.id] for each in self.policy.batch(ready, profile.alone_ms)]
+        took = self._truth.step_ms(profile.alone_ms, len(chosen), profile.places)
         for user in chosen:
             del machine.ready[user.session.id]
             user.in_step = True
-        low, high = 1 - self.world.spread, 1 + self.world.spread
-        took = self._true.chunk_ms(self.trace.alone_ms, len(chosen), self.world.places) * self._draw.uniform(low, high)
+            if user.recaches:
+                took += self.world.recache * self._truth.step_ms(profile.alone_ms, 1, profile.places)
+                user.recaches = 0
         machine.is_busy = True
+        self.tally.steps += 1
+        self.tally.busy_s += took / 1000
         self._at(self.now + took / 1000, self._made, machine, [(user, user.turn) for user in chosen], took)
 
     def _ready(self, user: _User) -> Ready:
@@ -185,7 +213,7 @@ class Run:
         if machine.id not in self._machines:
             return  # it died under them: nothing was made
         machine.is_busy = False
-        self.policy.saw(self.trace.alone_ms, len(members), took)
+        self.policy.saw(self.world.profile.alone_ms, len(members), took)
         for user, turn in members:
             if turn == user.turn:
                 self._deliver(user)
@@ -203,12 +231,12 @@ class Run:
             user.is_new = False
         else:
             self.tally.chunk_ms.append((self.now - user.ready_at) * 1000)
-        user.playout.add(self.now, self.trace.chunk_s)
+        user.playout.add(self.now, self.world.profile.chunk_s)
         lead, pace = user.playout.lead(self.now), self.policy.pace
         wake = pace.wake_s if pace and pace.is_parked(lead, False) else MOST_LEAD_S if lead > MOST_LEAD_S else None
         if wake is None:
             user.ready_at = self.now
-            self._at(max(self.now, user.free_at), self._offer, user, user.turn)
+            self._at(max(self.now + self.world.call_s, user.free_at), self._offer, user, user.turn)
         else:
             user.ready_at, user.parked = None, True
             self._at(self.now + lead - wake, self._wake, user, user.turn)
@@ -221,12 +249,14 @@ class Run:
     # -- workers ---------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        self._at(self.now + self.world.tick_s, self._tick)
+        if self._is_store_away:
+            return
         waiting = [self._users[name].session for name in self._waiting]
         began = time.perf_counter()
         plan = self.policy.tick(self.now, self.floor, waiting)
         self.tally.decide_ms = max(self.tally.decide_ms, (time.perf_counter() - began) * 1000)
         self._carry_out(plan)
-        self._at(self.now + self.world.tick_s, self._tick)
 
     def _carry_out(self, plan: Plan) -> None:
         for move in plan.moves:
@@ -241,37 +271,38 @@ class Run:
                 self._machines[name].is_leaving = True  # the step in hand is finished first
             else:
                 self._down(name)
-        for _ in range(plan.workers - len(self.floor.desks) - self._coming):
-            self._buy()
+        for _ in range(plan.workers - len(self.floor.desks) - len(self._coming)):
+            self._buy(self.world.start_s + self.world.load_s)
 
-    def _buy(self) -> None:
+    def _buy(self, takes_s: float) -> None:
         """A worker is paid for from the moment it is asked for."""
-        self._coming += 1
-        self.tally.worker_s += self.world.start_s
-        self._at(self.now + self.world.start_s, self._arrive)
+        number = next(self._names)
+        self._coming[number] = self.now
+        self._at(self.now + takes_s, self._arrive, number)
 
-    def _arrive(self) -> None:
-        self._coming -= 1
-        self._up()
+    def _arrive(self, number: int) -> None:
+        self._up(self._coming.pop(number))
         for name in list(self._waiting):
             self._seek(self._users[name])
 
-    def _up(self) -> None:
+    def _up(self, since: float) -> None:
         name = f"w{next(self._names):06d}"
-        self._machines[name] = _Machine(name, since=self.now)
-        self.floor.add(Worker(name, self.world.places))
+        self._machines[name] = _Machine(name, since)
+        self.floor.add(Worker(name, self.world.profile.places))
         self.tally.peak_workers = max(self.tally.peak_workers, len(self._machines))
 
     def _down(self, name: str) -> None:
         self.tally.worker_s += self.now - self._machines.pop(name).since
 
     def _fail(self, share: float) -> None:
-        """So many of the workers die, at least one; a new one is asked for in the place of each."""
+        """So many of the nodes are lost, and new ones asked for; share 0: a worker's process dies, and is started again
+        on its node."""
+        again_s = self.world.load_s + (self.world.start_s if share else 0.0)
         many = min(max(1, int(share * len(self._machines))), len(self._machines))
         for name in self._draw.sample(sorted(self.floor.desks), min(many, len(self.floor.desks))):
             orphans = self.floor.remove(name)
             self._down(name)
-            self._buy()
+            self._buy(again_s)
             for session in orphans:
                 user = self._users[session.id]
                 user.turn += 1  # a step in hand is lost with it
@@ -281,13 +312,14 @@ class Run:
                 self._at(self.now + self.world.recover_s, self._again, user, user.turn)
 
     def _again(self, user: _User, turn: int) -> None:
-        if turn == user.turn and user.is_active and user.session.id not in self.floor.home:
-            if self.floor.desks:
-                self._seek(user)
-            else:
-                self._waiting.setdefault(user.session.id, self.now)
+        if turn == user.turn and user.session.id not in self.floor.home:
+            self._seek(user)
 
     # -- helpers ---------------------------------------------------------------------------------------------
+
+    @property
+    def _is_store_away(self) -> bool:
+        return any(since <= self.now < until for since, until in self.trace.store_away)
 
     def _waits_no_more(self, session: str) -> None:
         since = self._waiting.pop(session, None)

@@ -7,13 +7,17 @@ worker for its next step (`batch`). It sees predicted latencies, never true ones
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from riverrun.cluster.autoscale import ScaleMemory, ScaleRule, port_target, target
+from riverrun.cluster.autoscale import ScaleMemory, ScaleRule, port_target
 from riverrun.cluster.bottleneck import Floor, consolidate, rebalance
+from riverrun.cluster.decide import Settings, decide
 from riverrun.cluster.fleet import Move, Plan, Session
-from riverrun.cluster.latency import Formula, Latency, Learned
+from riverrun.cluster.latency import Formula, Latency, Learned, kept_up
+from riverrun.cluster.sim.truth import Profile
 from riverrun.cluster.slack import Pace, Ready, batch
 
 
@@ -28,8 +32,9 @@ class Policy:
     latency: Latency = field(default_factory=Formula)
     pace: Pace | None = None
 
-    def workers_at_start(self) -> int:
-        return self.fixed or 1
+    def workers_at_start(self, active: int) -> int:
+        """active: sessions that want chunks from the first moment on."""
+        return self.fixed or port_target(active, self.places, active + 1)
 
     def arrives(self, session: str, floor: Floor) -> None:
         """A session has come; it wants nothing yet."""
@@ -43,7 +48,8 @@ class Policy:
 
     def tick(self, now: float, floor: Floor, waiting: Sequence[Session]) -> Plan:
         """A control period is over. waiting: active sessions without a place. What is planned is done on the floor."""
-        return Plan(len(floor.desks))
+        moves = [Move(each.id, None, worker) for each in waiting if (worker := self.place(each, floor))]
+        return Plan(len(floor.desks), tuple(moves))
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         """Of one worker; never empty."""
@@ -61,13 +67,16 @@ class Static(Policy):
     is_pinned: bool = True
     _homes: dict[str, str] = field(default_factory=dict)
     _turn: int = 0
+    _names: tuple[str, ...] = ()
 
     def arrives(self, session: str, floor: Floor) -> None:
-        if self.is_pinned:
+        if self.is_pinned and floor.desks:
             self._homes[session] = self._next(floor)
 
     def place(self, session: Session, floor: Floor) -> str | None:
-        if self.is_pinned and self._homes[session.id] not in floor.desks:  # it died
+        if not floor.desks:
+            return None
+        if self.is_pinned and self._homes.get(session.id) not in floor.desks:  # it died
             self._homes[session.id] = self._next(floor)
         tries = 1 if self.is_pinned else len(floor.desks)
         for _ in range(tries):
@@ -82,8 +91,9 @@ class Static(Policy):
 
     def _next(self, floor: Floor) -> str:
         self._turn += 1
-        names = list(floor.desks)
-        return names[self._turn % len(names)]
+        if len(self._names) != len(floor.desks) or self._names[self._turn % len(self._names)] not in floor.desks:
+            self._names = tuple(floor.desks)
+        return self._names[self._turn % len(self._names)]
 
 
 @dataclass
@@ -101,35 +111,18 @@ class ByMemory(Policy):
 @dataclass
 class Paper(Policy):
     """B5: TurboServe as its paper has it: least bottleneck, rebalancing while it pays, workers for the places that are
-    wanted at a share that falls with volatility, and all that are ready share a step. Without `moves` or `scales`: its
-    ablations."""
+    wanted at a share that falls with volatility, and all that are ready share a step."""
 
-    rule: ScaleRule = field(default_factory=ScaleRule)
-    eta: float = 1.0
-    moves: bool = True
-    scales: bool = True
+    settings: Settings = field(default_factory=Settings)
     memory: ScaleMemory = field(default_factory=ScaleMemory)
-    of_pair: bool = False
-    least_gain_ms: float = 0.0
 
     def place(self, session: Session, floor: Floor) -> str | None:
         move = floor.place(session)
         return move.target if move else None
 
     def tick(self, now: float, floor: Floor, waiting: Sequence[Session]) -> Plan:
-        moves = [move for session in waiting if (move := floor.place(session))]
-        have = count = len(floor.desks)
-        why, released = "fixed", list[str]()
-        if self.scales:
-            active = len(floor.home) + len(waiting) - len(moves)
-            wanted = target(self.rule, self.memory, now, active, have)
-            count, why, self.memory = wanted.workers, wanted.why, wanted.memory
-        if count < have:
-            moved, released = let_go(floor, have - count, self.moves)
-            moves += moved
-        if self.moves:
-            moves += rebalance(floor, self.eta, self.least_gain_ms, of_pair=self.of_pair)
-        return Plan(max(count, have - len(released)), tuple(moves), released=tuple(released), why={"scale": why})
+        plan, self.memory = decide(floor, waiting, now, self.memory, self.settings)
+        return plan
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         return list(ready)
@@ -164,41 +157,53 @@ class Port(Policy):
 
 @dataclass
 class Slack(Paper):
-    """Ours: B5's placement and scale with gains of the pair, sessions that wait for their viewers, steps by playout
-    slack, latencies learned as they are seen."""
+    """Ours: B5's placement and moves, with gains of the pair; workers for the load's mean and its root, and for what
+    they keep up with; sessions that wait for their viewers, steps by playout slack and shared where that saves;
+    latencies learned as they are seen.
 
-    latency: Latency = field(default_factory=lambda: Learned(Formula()))
-    pace: Pace | None = field(default_factory=Pace)
-    eta: float = 0.35
-    of_pair: bool = True
-    least_gain_ms: float = 5.0
-    spend: float = 0.5
+    guard_s: how far a session keeps ahead of its viewer beyond the step it waits for: long enough for a recovery.
+    strain: share of a worker's time that is planned. ample: steps alone that are slack enough to wait one's turn.
+    """
+
+    profile: Profile = field(default_factory=lambda: Profile("port"))
+    guard_s: float = 2.0
+    strain: float = 0.85
+    ample: float = 2.0
+    least_saving: float = 0.1
     learns_s: float = 10.0
     _learned: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.latency = self._seen = Learned(self.latency)
+        self._learn()
+
     def tick(self, now: float, floor: Floor, waiting: Sequence[Session]) -> Plan:
         if now - self._learned >= self.learns_s:
+            self.latency, self._learned = self._seen, now
+            self._learn()
             floor.learn(self.latency)
-            self._learned = now
         return super().tick(now, floor, waiting)
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
-        return batch(ready, lambda n: self.latency.chunk_ms(alone_ms, n, self.places), self.spend)
+        if len(ready) == 1:
+            return list(ready)
+        ample_s = self.ample * self._step_ms(1) / 1000
+        return batch(ready, self._step_ms, math.inf, ample_s=ample_s, least_saving=self.least_saving)
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
-        if isinstance(self.latency, Learned):
-            self.latency = self.latency.told(alone_ms, n, self.places, took_ms)
+        self._seen = self._seen.told(alone_ms, n, self.places, took_ms)
+
+    def _learn(self) -> None:
+        """What follows from latencies as they are known now."""
+        latency, profile = self.latency, self.profile
+        self._step_ms = functools.cache(lambda n: latency.chunk_ms(profile.alone_ms, n, profile.places))
+        wake_s = self.guard_s + self._step_ms(profile.places) / 1000
+        self.pace = Pace(wake_s, wake_s)
+        places = kept_up(latency, profile.alone_ms, profile.places, self.strain * profile.chunk_s * 1000)
+        self.settings = replace(self.settings, rule=replace(self.settings.rule, places=places))
 
 
-def let_go(floor: Floor, many: int, moves: bool) -> tuple[list[Move], list[str]]:
-    """Of the lightest workers so many; without moves, only empty ones."""
-    lightest = sorted(floor.desks.values(), key=lambda desk: (len(desk.sessions), desk.id))[:many]
-    names = [desk.id for desk in lightest if moves or not desk.sessions]
-    moved, kept = consolidate(floor, names)
-    return moved, [name for name in names if name not in kept]
-
-
-BASELINES: Mapping[str, str] = {
+POLICIES: Mapping[str, str] = {
     "B1": "static: pinned at arrival in turn",
     "B2": "round robin at each activation, coalesced steps",
     "B3": "greedy by active sessions",
@@ -206,23 +211,38 @@ BASELINES: Mapping[str, str] = {
     "B5": "TurboServe, paper",
     "B6": "TurboServe, code",
     "B8": "first come, first served",
-    "ours": "slack",
+    "ours": "least bottleneck, moves, scale, pace, steps by slack",
+    "ours-moves": "ours without moves",
+    "ours-scale": "ours on a fixed cluster",
 }
 
 
-def policy(name: str, places: int, peak: int, most: int) -> Policy:
-    """peak: workers that the most active sessions of a trace need, which is what a fixed cluster is given."""
-    rule = ScaleRule(most=most, places=places)
+SPARE, HOLD_S = 1.25, 15.0
+"""Of ours: `python -m riverrun.bench.sim` shows what other values cost."""
+
+
+def policy(name: str, gpus: int, profile: Profile, spare: float = SPARE, full: float | None = None) -> Policy:
+    """One of POLICIES for a model, told what its profile says. Raises ValueError.
+
+    gpus: workers of a fixed cluster, and the most of one that scales. spare: of ours. full: of B5, instead of the
+    shares by restlessness.
+    """
+    places, told = profile.places, profile.latency
+    shares = ScaleRule().full if full is None else ((math.inf, full),)
+    paper = Settings(ScaleRule(most=gpus, places=places, full=shares), eta=1.0, least_gain_ms=0.0, of_pair=False)
+    ours = Settings(ScaleRule(most=gpus, places=places, spare=spare, hold_s=HOLD_S))
     makers: Mapping[str, Callable[[], Policy]] = {
-        "B1": lambda: Static(name, places, peak),
-        "B2": lambda: Static(name, places, peak, is_pinned=False),
-        "B3": lambda: Policy(name, places, peak),
-        "B4": lambda: ByMemory(name, places, peak),
-        "B5": lambda: Paper(name, places, rule=rule),
-        "B6": lambda: Port(name, places, rule=rule),
-        "B8": lambda: Policy(name, places, peak),
-        "ours": lambda: Slack(name, places, rule=rule),
+        "B1": lambda: Static(name, places, gpus, told),
+        "B2": lambda: Static(name, places, gpus, told, is_pinned=False),
+        "B3": lambda: Policy(name, places, gpus, told),
+        "B4": lambda: ByMemory(name, places, gpus, told),
+        "B5": lambda: Paper(name, places, None, told, settings=paper),
+        "B6": lambda: Port(name, places, None, told, rule=paper.rule),
+        "B8": lambda: Policy(name, places, gpus, told),
+        "ours": lambda: Slack(name, places, None, told, settings=ours, profile=profile),
+        "ours-moves": lambda: Slack(name, places, None, told, settings=replace(ours, moves=False), profile=profile),
+        "ours-scale": lambda: Slack(name, places, gpus, told, settings=replace(ours, scales=False), profile=profile),
     }
     if name not in makers:
-        raise ValueError(f"no policy is called {name!r}; there are {', '.join(makers)}")
+        raise ValueError(f"policy is one of {', '.join(makers)}, got {name!r}")
     return makers[name]()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
 
 
-@dataclass
+@dataclass(slots=True)
 class Playout:
     """One viewer's buffer: CPR counts the seconds it played against those it stood, from its first chunk on.
 
@@ -51,8 +52,11 @@ class Playout:
 class Tally:
     """Collected while a run goes on. Times of chunks and first chunks are in milliseconds."""
 
-    chunk_ms: list[float] = field(default_factory=list)
-    first_ms: list[float] = field(default_factory=list)
+    chunk_ms: array[float] = field(default_factory=lambda: array("d"))
+    first_ms: array[float] = field(default_factory=lambda: array("d"))
+    steps: int = 0
+    busy_s: float = 0.0
+    active_s: float = 0.0
     played_s: float = 0.0
     stalled_s: float = 0.0
     worker_s: float = 0.0
@@ -71,6 +75,7 @@ class Tally:
             policy=policy,
             trace=trace,
             chunks=len(self.chunk_ms),
+            steps=self.steps,
             p50_ms=p50,
             p95_ms=p95,
             p99_ms=p99,
@@ -83,17 +88,22 @@ class Tally:
             migrations=self.migrations,
             recoveries=self.recoveries,
             unplaced_s=self.unplaced_s,
+            active_s=self.active_s,
+            busy=self.busy_s / self.worker_s if self.worker_s else 0.0,
             decide_ms=self.decide_ms,
         )
 
 
 @dataclass(frozen=True)
 class Score:
-    """cost: worker-seconds. unplaced_s: seconds that active sessions had no place. decide_ms: the longest decision."""
+    """cost: worker-seconds, a worker counted from when it was asked for. unplaced_s: seconds that active sessions had
+    no place, of active_s that they were active. busy: share of the cost that was spent in steps. decide_ms: the longest
+    decision of this run, on the clock."""
 
     policy: str
     trace: str
     chunks: int
+    steps: int
     p50_ms: float
     p95_ms: float
     p99_ms: float
@@ -106,4 +116,6 @@ class Score:
     migrations: int
     recoveries: int
     unplaced_s: float
+    active_s: float
+    busy: float
     decide_ms: float

@@ -10,7 +10,7 @@ import pytest
 from riverrun.cluster.autoscale import Hysteresis, ScaleMemory, ScaleRule, port_target, restlessness, target
 from riverrun.cluster.bottleneck import Floor, consolidate, rebalance
 from riverrun.cluster.fleet import Move, Session, Worker
-from riverrun.cluster.latency import Formula, Learned, alone_ms, move_ms
+from riverrun.cluster.latency import Formula, Learned, alone_ms, kept_up, move_ms
 from riverrun.cluster.slack import Pace, Ready, batch, order
 
 ALONE = alone_ms(9, 256, "480p")
@@ -198,6 +198,28 @@ def test_a_restless_load_is_given_room() -> None:
     assert len(target(rule, calm, 500.0, 36, 1).memory.seen) == 1  # only the window is remembered
 
 
+@pytest.mark.parametrize(
+    ("seen", "active", "expected"),
+    [
+        ([100] * 29, 100, 28),  # 100 and a tenth more
+        ([60, 140] * 15, 140, 35),  # as many as there are just now, no more
+        ([100] * 29, 20, 27),  # a moment's lull
+        ([], 4, 2),
+    ],
+)
+def test_places_for_the_mean_and_its_root(seen: list[int], active: int, expected: int) -> None:
+    rule = ScaleRule(places=4, spare=1.0, mean_s=30.0)
+    memory = ScaleMemory(tuple((float(at), n) for at, n in enumerate(seen)))
+    assert target(rule, memory, float(len(seen)), active, 1).workers == expected
+
+
+@pytest.mark.parametrize(
+    ("chunk_ms", "expected"), [(63.47, 1.0), (30.0, 1.0), (121.84, 2.0), (152.155, 2.5), (245.4, 4.0), (900.0, 4.0)]
+)
+def test_how_many_a_worker_keeps_up_with(chunk_ms: float, expected: float) -> None:
+    assert kept_up(Formula(), ALONE, 4, chunk_ms) == pytest.approx(expected, abs=0.001)
+
+
 @pytest.mark.parametrize(("active", "expected"), [(0, 1), (3, 1), (4, 2), (7, 2), (8, 3), (14, 4), (15, 5), (100, 8)])
 def test_the_port_s_budget(active: int, expected: int) -> None:
     assert port_target(active, 4, 8) == expected
@@ -243,6 +265,20 @@ def test_the_least_slack_first_then_the_longest_wait() -> None:
 def test_a_batch_is_held_to_part_of_the_slack(leads: list[float], expected: int) -> None:
     waiting = [ready(f"s{i}", lead) for i, lead in enumerate(leads)]
     assert len(batch(waiting, lambda n: Formula().chunk_ms(ALONE, n, 4))) == expected
+
+
+def test_with_ample_slack_only_the_waiting_counts() -> None:
+    waiting = [ready("near", 1.0, 3.0), ready("far", 9.0, 1.0), ready("late", 0.1, 9.0)]
+    assert [each.id for each in order(waiting, ample_s=0.5)] == ["late", "far", "near"]
+
+
+@pytest.mark.parametrize(
+    ("saves", "spend", "least", "expected"),
+    [(0.0, math.inf, 0.0, 4), (0.02, math.inf, 0.1, 1), (0.3, math.inf, 0.1, 4), (0.3, 0.5, 0.1, 1)],
+)
+def test_a_step_is_shared_where_that_saves(saves: float, spend: float, least: float, expected: int) -> None:
+    late = [ready(f"s{i}", 0.0) for i in range(4)]
+    assert len(batch(late, lambda n: 100 * (1 + (n - 1) * (1 - 2 * saves)), spend, least_saving=least)) == expected
 
 
 def test_only_what_may_share_a_step_does() -> None:
