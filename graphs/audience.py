@@ -22,6 +22,7 @@ class Audience:
         self.rings = rings
         self.playhead = Playhead(clock)
         self._observer = observer
+        self._told_s = (0.0, 0.0)
         self._busy_at = clock.now()
         self._clock = clock
         self._signal = signal
@@ -119,10 +120,10 @@ class Audience:
     def _sent(self, role: Role, frame: Frame, end: int) -> None:
         self._touch()
         if role is Role.CONTROLLER:
-            head = self.playhead
-            played_s, stalled_s = head.played_s, head.stalled_s
-            head.deliver(frame.pts, end)
-            self._observer.played(head.played_s - played_s, head.stalled_s - stalled_s)
+            self.playhead.deliver(frame.pts, end)
+            played_s, stalled_s = self._told_s
+            self._told_s = (self.playhead.played_s, self.playhead.stalled_s)
+            self._observer.played(self._told_s[0] - played_s, self._told_s[1] - stalled_s)
 
     def _touch(self) -> None:
         self._busy_at = self._clock.now()

@@ -15,6 +15,7 @@ from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, PortWish, Role
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Event, Frame, Item
+from riverrun.graphs.observer import SILENT
 from riverrun.graphs.runner import Runner
 from riverrun.graphs.stage import AttachReply, Epoch, OpenReply, OpenRequest, StepReply, StepRequest, UnknownSession
 from riverrun.models.base import BadRequest, Chunk, Description, Kind, Port
@@ -225,6 +226,7 @@ class Rig:
         self.stages = dict(stages)
         self.encoders = options.pop("encoders", {})
         self.config = options.pop("config", RunnerConfig())
+        self.observer = options.pop("observer", SILENT)
         self.record = SessionRecord("s1", graph.name, nonce="n1", created=1000.0, **options)
         self.graph = graph
         self.runner: Runner
@@ -232,7 +234,8 @@ class Rig:
 
     async def open(self) -> Rig:
         stored = await self.store.create(self.record)
-        self.runner = Runner(stored, self.graph, self.stages, self.encoders, self.store, self.clock, self.config)
+        parts = (self.graph, self.stages, self.encoders, self.store, self.clock, self.config)
+        self.runner = Runner(stored, *parts, observer=self.observer)
         await self.runner.open()
         return self
 

@@ -12,6 +12,7 @@ from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import MANY_UNREAD, PortWish
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.items import Event, EventType, InputAck
+from riverrun.graphs.observer import Observer
 from riverrun.graphs.pacing import Playhead, Position, lead_s, moved, parked_s
 from riverrun.models.base import TICKS_PER_SECOND, Control
 
@@ -102,6 +103,36 @@ def rig_of(lab, **options):
 
 def steps(rig) -> int:
     return len(rig.stages["a"].requests)
+
+
+class Told(Observer):
+    played_s = stalled_s = 0.0
+
+    def played(self, played_s, stalled_s):
+        self.played_s += played_s
+        self.stalled_s += stalled_s
+
+
+def test_an_observer_is_told_what_was_played_and_how_long_it_stood_however_often_one_looks(lab, run):
+    async def body():
+        told = Told()
+        rig = await rig_of(lab, observer=told).open()
+        reader = rig.controller(4)
+        await lab.take(reader, 4)
+        for _ in range(10):  # 0.25 s are there, 0.75 s more are waited for
+            await rig.clock.advance(0.1)
+            assert rig.runner.status().lead_s >= 0
+        assert (told.played_s, told.stalled_s) == (0, 0)  # what it waits for may never come
+        reader.credit("frames", 8)
+        await lab.take(reader, 8)
+        assert (told.played_s, told.stalled_s) == pytest.approx((CHUNK_S, 0.75))
+        await rig.clock.advance(0.5)
+        reader.credit("frames", 4)
+        await lab.take(reader, 4)
+        assert (told.played_s, told.stalled_s) == pytest.approx((CHUNK_S + 0.5, 0.75))
+        await rig.close()
+
+    run(body())
 
 
 def test_a_session_is_parked_at_its_lead_and_goes_on_with_the_clock(lab, run):
