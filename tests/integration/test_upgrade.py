@@ -1,10 +1,14 @@
 """A running service is upgraded: actors get new lives under sessions that stream, and no frame is lost or another."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import grpc
 import numpy as np
 import pytest
+import ray
 from typer.testing import CliRunner
 
 from riverrun.client.cli import app
@@ -86,6 +90,17 @@ def test_a_session_goes_on_where_its_actor_had_all_places(gateways):
     viewer.read(60).leave()
     stubs.close(session.session_id)
     assert np.array_equal(np.stack(viewer.pixels), np.stack(undisturbed(stubs, "one", 60)))
+
+
+def test_the_node_that_a_command_runs_on_is_drained(gateways):
+    """As a pod does at its end: the command is a process of its own beside the node."""
+    (one, stubs), _ = gateways
+    code = "from riverrun.client.cli import main; main()"
+    command = [sys.executable, "-c", code, "drain", "--here", "--address", one.service.address]
+    joined = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(command, env=joined, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
+    stubs.cluster.Drain(pb.DrainRequest(undo=True), timeout=DEADLINE_S)
+    assert (done.returncode, done.stdout) == (0, "pair-0, pair-1: 0 sessions left\n"), done.stderr
 
 
 MODEL = "name: mine\nclass: mine:Mine\nstage: generation\nactor: {max_sessions: 2}\n"
