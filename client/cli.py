@@ -22,6 +22,7 @@ from riverrun.client.commands import (
     run,
     serve,
     sessions,
+    sim,
     tokens,
     top,
     upgrade,
@@ -40,6 +41,7 @@ app.command("run")(run.run)
 app.command("top")(top.top)
 app.command("drain")(drain.drain)
 app.command("upgrade")(upgrade.upgrade)
+app.command("sim")(sim.sim)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")

@@ -56,6 +56,7 @@ class _User:
     asked_at: float = 0.0  # it became active
     free_at: float = 0.0  # its state is where it lives
     in_step: bool = False
+    queue: _Machine | None = None  # where it waits for its step
     recaches: int = 0  # prompt switches that its next chunk has to see to
     turn: int = 0  # events of an earlier turn are void
 
@@ -162,8 +163,7 @@ class Run:
         self.tally.active_s += self.now - user.asked_at
         user.is_active, user.turn = False, user.turn + 1
         user.ready_at, user.parked, user.recaches = None, False, 0
-        if machine := self._machine(name):
-            machine.ready.pop(name, None)
+        self._unqueue(user)
         self.floor.leave(name)
         self._waits_no_more(name)
         user.playout.end(self.now)
@@ -176,11 +176,12 @@ class Run:
     def _offer(self, user: _User, turn: int) -> None:
         """Its next chunk can be made, if it is still where and what it was."""
         machine = self._machine(user.session.id)
-        if turn != user.turn or machine is None or user.ready_at is None or user.in_step:
+        if turn != user.turn or machine is None or user.ready_at is None or user.in_step or user.queue:
             return
         if self.now + 1e-9 < user.free_at:
             return  # it moved meanwhile; it is offered again there
         machine.ready[user.session.id] = None
+        user.queue = machine
         self._step(machine)
 
     # -- steps -----------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ class Run:
         chosen = [self._users[each.id] for each in self.policy.batch(ready, profile.alone_ms)]
         took = self._truth.step_ms(profile.alone_ms, len(chosen), profile.places)
         for user in chosen:
-            del machine.ready[user.session.id]
+            self._unqueue(user)
             user.in_step = True
             if user.recaches:
                 took += self.world.recache * self._truth.step_ms(profile.alone_ms, 1, profile.places)
@@ -210,21 +211,23 @@ class Run:
     def _made(self, machine: _Machine, members: list[tuple[_User, int]], took: float) -> None:
         for user, _ in members:
             user.in_step = False
-        if machine.id not in self._machines:
-            return  # it died under them: nothing was made
+        if machine.id not in self._machines:  # it died under them: nothing was made
+            for user, turn in members:
+                self._at(self.now, self._offer, user, turn)  # who was to move away lives on elsewhere
+            return
         machine.is_busy = False
         self.policy.saw(self.world.profile.alone_ms, len(members), took)
         for user, turn in members:
             if turn == user.turn:
-                self._deliver(user)
+                self._deliver(user, machine)
             elif user.is_active and user.ready_at is not None:  # silent and active again meanwhile
                 self._at(max(self.now, user.free_at), self._offer, user, user.turn)
-        if machine.is_leaving:
+        if machine.is_leaving and not machine.ready:
             self._down(machine.id)
         else:
             self._step(machine)
 
-    def _deliver(self, user: _User) -> None:
+    def _deliver(self, user: _User, made_at: _Machine) -> None:
         assert user.ready_at is not None
         if user.is_new:
             self.tally.first_ms.append((self.now - user.asked_at) * 1000)
@@ -232,6 +235,8 @@ class Run:
         else:
             self.tally.chunk_ms.append((self.now - user.ready_at) * 1000)
         user.playout.add(self.now, self.world.profile.chunk_s)
+        if made_at is not self._machine(user.session.id):
+            user.free_at = self.now + self._move_s  # it moves now, between two chunks
         lead, pace = user.playout.lead(self.now), self.policy.pace
         wake = pace.wake_s if pace and pace.is_parked(lead, False) else MOST_LEAD_S if lead > MOST_LEAD_S else None
         if wake is None:
@@ -261,15 +266,13 @@ class Run:
     def _carry_out(self, plan: Plan) -> None:
         for move in plan.moves:
             user = self._users[move.session]
-            if move.source is not None:
-                self.tally.migrations += 1
-                self._machines[move.source].ready.pop(move.session, None)
-            self._settle(user)
+            self.tally.migrations += move.source is not None
+            if not user.queue and not user.in_step:
+                self._settle(user)
         for name in plan.released:
             self.floor.remove(name)
-            if self._machines[name].is_busy:
-                self._machines[name].is_leaving = True  # the step in hand is finished first
-            else:
+            self._machines[name].is_leaving = True
+            if not self._machines[name].is_busy:
                 self._down(name)
         for _ in range(plan.workers - len(self.floor.desks) - len(self._coming)):
             self._buy(self.world.start_s + self.world.load_s)
@@ -292,7 +295,12 @@ class Run:
         self.tally.peak_workers = max(self.tally.peak_workers, len(self._machines))
 
     def _down(self, name: str) -> None:
-        self.tally.worker_s += self.now - self._machines.pop(name).since
+        """Who was to make a last chunk here before it moved makes it where it lives."""
+        machine = self._machines.pop(name)
+        self.tally.worker_s += self.now - machine.since
+        for session in list(machine.ready):
+            self._unqueue(self._users[session])
+            self._at(self.now, self._offer, self._users[session], self._users[session].turn)
 
     def _fail(self, share: float) -> None:
         """So many of the nodes are lost, and new ones asked for; share 0: a worker's process dies, and is started again
@@ -325,6 +333,11 @@ class Run:
         since = self._waiting.pop(session, None)
         if since is not None:
             self.tally.unplaced_s += self.now - since
+
+    def _unqueue(self, user: _User) -> None:
+        if user.queue:
+            del user.queue.ready[user.session.id]
+            user.queue = None
 
     def _machine(self, session: str) -> _Machine | None:
         home = self.floor.home.get(session)

@@ -97,8 +97,16 @@ class Static(Policy):
 
 
 @dataclass
-class ByMemory(Policy):
-    """B4: the worker with most memory free at activation; nothing moves."""
+class Greedy(Policy):
+    """B3: the worker with least active sessions at activation; nothing moves, and all that are ready share a step."""
+
+    def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
+        return list(ready)
+
+
+@dataclass
+class ByMemory(Greedy):
+    """B4: the worker with most memory free at activation."""
 
     def place(self, session: Session, floor: Floor) -> str | None:
         held = {d.id: sum(s.state_bytes for s in d.sessions.values()) for d in floor.desks.values() if d.room > 0}
@@ -234,7 +242,7 @@ def policy(name: str, gpus: int, profile: Profile, spare: float = SPARE, full: f
     makers: Mapping[str, Callable[[], Policy]] = {
         "B1": lambda: Static(name, places, gpus, told),
         "B2": lambda: Static(name, places, gpus, told, is_pinned=False),
-        "B3": lambda: Policy(name, places, gpus, told),
+        "B3": lambda: Greedy(name, places, gpus, told),
         "B4": lambda: ByMemory(name, places, gpus, told),
         "B5": lambda: Paper(name, places, None, told, settings=paper),
         "B6": lambda: Port(name, places, None, told, rule=paper.rule),
