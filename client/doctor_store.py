@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from riverrun.client.finding import Finding
 from riverrun.configs import ServiceConfig
 from riverrun.models.base import Unavailable
+from riverrun.store.connection import CLUSTER, plain
 
 OLDEST = (6, 2)
 """The first Redis with every command the store uses."""
@@ -52,8 +53,9 @@ def judged(facts: Facts) -> list[Finding]:
     version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
     if version < OLDEST:
         return [Finding("store", "missing", name, f"riverrun needs {OLDEST[0]}.{OLDEST[1]} or newer")]
-    if info.get("cluster_enabled"):
-        return [Finding("store", "missing", f"{name}, a Redis Cluster", "riverrun speaks to one server: name one")]
+    if bool(info.get("cluster_enabled")) != (CLUSTER in urlparse(facts.url).scheme):
+        one = "a Redis Cluster" if info.get("cluster_enabled") else "no Redis Cluster"
+        return [Finding("store", "missing", f"{name}, {one}", "a cluster's URL is redis+cluster://…, another's is not")]
     if info.get("role", "master") != "master":
         return [Finding("store", "missing", f"{name}, a replica", "it takes no writes: name its master")]
     notes = [*_memory(info), *_persistence(facts), *_access(facts.url)]
@@ -97,7 +99,7 @@ def _access(url: str) -> list[Finding]:
     if not at.password:
         advice = "whoever reaches it owns every session: requirepass or an ACL, and rediss://"
         return [Finding("store access", "note", f"{at.hostname} asks for no password", advice)]
-    if at.scheme != "rediss":
+    if not at.scheme.startswith("rediss"):
         return [
             Finding("store access", "note", "redis:// without TLS", "its password is sent in plain text: rediss://")
         ]
@@ -117,7 +119,7 @@ def _facts(url: str, stack: ExitStack) -> Facts:
     from riverrun.store.embedded import EmbeddedServer
 
     at = url or stack.enter_context(EmbeddedServer(Path(stack.enter_context(tempfile.TemporaryDirectory())))).url
-    client = stack.enter_context(redis.Redis.from_url(at, socket_timeout=5, decode_responses=True))
+    client = stack.enter_context(redis.Redis.from_url(plain(at), socket_timeout=5, decode_responses=True))
     info: Any = client.info()
     settings: dict[str, str] = {}
     try:

@@ -1,10 +1,11 @@
 """Jobs in Redis: what another gateway must know to go on with one whose gateway has died.
 
-    rr:job:<id>                      hash: version, json
-    rr:jobclient:<tenant>:<client>   the job that a client id stands for
-    rr:jobs                          sorted set: job by time of creation
-    rr:jobs:running                  set: those that have not ended
+    rr:{jobs}:<id>:job                  hash: version, json
+    rr:{jobs}:<tenant>:<client>:client  the job that a client id stands for
+    rr:{jobs}:all                       sorted set: job by time of creation
+    rr:{jobs}:running                   set: those that have not ended
 
+All in one slot of a cluster (the braces), since a job and the lists it is in are written in one step; jobs are few.
 Where its session stands is in the session's record, how many frames are on disk its files say; so the record is written
 when something changes that neither tells, and every few seconds for those who watch.
 """
@@ -21,20 +22,20 @@ from riverrun.models.base import Corrupt
 from riverrun.store.reached import reached
 from riverrun.store.records import ENDED_TTL_S, LIVE_TTL_S, Conflict, ScriptEntry
 
-INDEX, RUNNING = "rr:jobs", "rr:jobs:running"
+INDEX, RUNNING = "rr:{jobs}:all", "rr:{jobs}:running"
 LISTED = 512
 """So many jobs are listed, the newest."""
 
 _CREATE = """
-if ARGV[4] ~= '' then
-  local held = redis.call('GET', ARGV[4])
-  if held and redis.call('EXISTS', 'rr:job:' .. held) == 1 then return held end
-  redis.call('SET', ARGV[4], ARGV[1], 'PX', ARGV[5])
+if KEYS[4] then
+  local held = redis.call('GET', KEYS[4])
+  if held and redis.call('EXISTS', 'rr:{jobs}:' .. held .. ':job') == 1 then return held end
+  redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[4])
 end
 redis.call('HSET', KEYS[1], 'version', 1, 'json', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -ARGV[6] - 1)
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -ARGV[5] - 1)
 redis.call('SADD', KEYS[3], ARGV[1])
 return ARGV[1]
 """
@@ -127,11 +128,10 @@ class RedisJobs:
         self._update = redis.register_script(_UPDATE)
 
     async def create(self, record: JobRecord) -> JobRecord:
-        client = f"rr:jobclient:{record.tenant}:{record.client_id}" if record.client_id else ""
+        client = [f"rr:{{jobs}}:{record.tenant}:{record.client_id}:client"] if record.client_id else []
         with reached():
-            ttl = int(record.ttl_s * 1000)
-            args = [record.id, record.to_json(), repr(record.created), client, ttl, LISTED]
-            held = await self._create(keys=[_key(record.id), INDEX, RUNNING], args=args)
+            args = [record.id, record.to_json(), repr(record.created), int(record.ttl_s * 1000), LISTED]
+            held = await self._create(keys=[_key(record.id), INDEX, RUNNING, *client], args=args)
         return (await self.get(held) or record) if held != record.id else record
 
     async def get(self, job: str) -> JobRecord | None:
@@ -210,4 +210,4 @@ class MemoryJobs:
 
 
 def _key(job: str) -> str:
-    return f"rr:job:{job}"
+    return f"rr:{{jobs}}:{job}:job"

@@ -1,4 +1,5 @@
-"""Sessions in Redis (or Valkey): one hash and one list a session, an index for paging, a heartbeat a gateway.
+"""Sessions in Redis (or Valkey), one server or a cluster: a hash and a list a session, an index for paging, a heartbeat
+a gateway.
 
     rr:{<session>}:record   hash: version, epoch, nonce, json     (the braces keep a session in one cluster slot)
     rr:{<session>}:log      list: control log, cut with the record
@@ -9,7 +10,8 @@
     rr:born                 a name for all this, and when it was given: where it is another one, all was lost
 
 Everything of a session expires so long after its last write as `Ttls` says (the runner of a live one writes every few
-seconds; one that nobody writes any more is an orphan). No command here scans the key space. Jobs: `store/jobs.py`.
+seconds; one that nobody writes any more is an orphan). No command here scans the key space, and no script touches keys
+of two slots. Jobs: `store/jobs.py`.
 """
 
 from __future__ import annotations
@@ -19,14 +21,10 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
-
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from riverrun.models.base import BadRequest, Corrupt
 from riverrun.store import jobs, tenants
+from riverrun.store.connection import connect, runs
 from riverrun.store.reached import reached
 from riverrun.store.records import (
     TTLS,
@@ -95,22 +93,14 @@ def client_key(record: SessionRecord) -> str:
 
 
 class SessionStore:
-    """See `records.Store`. url: redis://, rediss:// or unix://. timeout_s: of connecting, and of each command.
+    """See `records.Store`. url: redis://, rediss:// or unix://, of a cluster's node redis+cluster:// or
+    rediss+cluster://. timeout_s: of connecting, and of each command.
 
     Raises BadRequest for another kind of URL.
     """
 
     def __init__(self, url: str, timeout_s: float = 2.0, ttls: Ttls = TTLS):
-        try:
-            self._redis: Any = redis.asyncio.from_url(
-                url,
-                decode_responses=True,
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                retry=Retry(NoBackoff(), 1),
-            )
-        except ValueError as error:  # the URL may hold a password, so it is not shown
-            raise BadRequest(f"redis_url: {error}") from None
+        self._redis = connect(url, timeout_s)
         self._ttls = ttls
         self.jobs = jobs.RedisJobs(self._redis)
         self._create = self._redis.register_script(_CREATE)
@@ -275,7 +265,7 @@ class SessionStore:
         with reached():
             await self._redis.set(BORN, f"{secrets.token_hex(8)} {time.time()!r}", nx=True)
             born, at = (await self._redis.get(BORN)).split()
-            return StoreIdentity((await self._redis.info("server"))["run_id"], born, float(at))
+            return StoreIdentity(await runs(self._redis), born, float(at))
 
     async def gateways(self) -> Mapping[str, str]:
         with reached():
