@@ -259,7 +259,7 @@ class StageDriver:
 
     def _has_room(self) -> bool:
         most = self.description.max_chunks
-        edges = all(edge.has_room(most) for queues in self.outputs.values() for edge in queues)
+        edges = all(e.has_room(most, self.chunks.get(p, 0)) for p, queues in self.outputs.items() for e in queues)
         return edges and all(ring.has_room() for rings in self.rings.values() for ring in rings)
 
     def _head(self) -> EdgeQueue | None:

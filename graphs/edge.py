@@ -104,8 +104,10 @@ class EdgeQueue:
         """Frames here that are in no checkpoint of the stage."""
         return sum(slot.chunk.frames for slot in self._slots if slot.chunk)
 
-    def has_room(self, chunks: int) -> bool:
-        return len(self) + chunks <= self.capacity
+    def has_room(self, chunks: int, first: int) -> bool:
+        """Whether so many may come, of which the first has this number: those that were here before take no place."""
+        new = first + chunks - self.end
+        return new <= 0 or len(self) + min(new, chunks) <= self.capacity
 
     def begin_at(self, base: int, base_frame: int, taken: int, taken_frames: int) -> None:
         """The log of a session that others have run before: `base` is the first chunk that may be needed again,
@@ -148,7 +150,7 @@ class EdgeQueue:
     @property
     def takes_push(self) -> bool:
         """Whether a client's chunk may come: there is room, or it is one that the stage has had before."""
-        return self._pushed < self.end or self.has_room(1)
+        return self.has_room(1, self._pushed)
 
     def pop(self) -> Chunk:
         """The stage has the head."""

@@ -8,6 +8,7 @@ import pytest
 from grpc import StatusCode
 
 from riverrun.actors.errors import SessionFailed, meaning
+from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
@@ -22,6 +23,7 @@ from riverrun.store.records import DECIDED, Conflict, ControlEntry, SessionRecor
 
 DECISION = ControlEntry(0, DECIDED, 2, "b", 3)
 CONFIG = RunnerConfig()
+UNSAVED = RunnerConfig(edge_chunks=1, cadence=Cadence(chunks=10_000, seconds=1e9))
 BOTH = Graph(
     "chain",
     (StageSpec("a", "m"), StageSpec("b", "m")),
@@ -81,6 +83,34 @@ def test_an_end_that_is_known_late_takes_nothing_from_what_a_client_has(w, clock
         await client.read(runner)
         assert client.numbers == list(range(6))
         assert (await runner.ended()).state is SessionState.CLOSED
+
+    run(body())
+
+
+def test_what_is_made_again_for_a_stage_that_is_lost_after_a_take_over_has_room(w, clock, run):
+    """The stage before it begins again, too: it does not wait for room that only its own chunks can make."""
+
+    async def body():
+        world, size = w.World(clock), {"height": 4, "width": 4}
+        params = {"a": size, "b": {**size, "takes": 1, "chunk_frames": 1}}
+        runner = await world.open(w.CHAIN, UNSAVED, params=params)
+        client = w.Client()
+        await client.read(runner, 14)
+        await world.crash(runner)
+        world.kill("a0")
+        runner = await world.take_over(w.CHAIN, UNSAVED, {"frames": 14})
+        makers, b = runner.record.placement["a"].actor, runner._flow.drivers["b"]
+        lost = b.handle
+
+        async def late(what: str) -> None:
+            while what in (f"to {makers}", f"from {makers}") and b.handle is lost:
+                await asyncio.sleep(0)
+
+        world.hop = late
+        world.kill("a1")
+        await client.read(runner, 32)
+        assert client.numbers == list(range(32))
+        await runner.close("over")
 
     run(body())
 

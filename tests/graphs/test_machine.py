@@ -236,7 +236,7 @@ class SessionMachine(RuleBasedStateMachine):
     def push(self, frames):
         """A chunk of numbered frames, if there is room."""
         edge = self.runner._flow.edges[self.graph.inputs["video"]]
-        if not edge.has_room(1) and not edge.ended and not self.runner.state.ended:
+        if not edge.takes_push and not edge.ended and not self.runner.state.ended:
             return
         data = self.lab.Ref(self._numbered(frames))
 
