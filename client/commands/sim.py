@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from riverrun.client.commands.common import table
 
 LISTS = "several with commas"
 
@@ -54,13 +53,21 @@ def sim(
     world = World(told, spread=spread, start_s=start_s, load_s=load_s)
     grid = Grid(days, names, gpus, seeds, world, seconds, given, kill_every_s)
     found = list(grid.play())
-    table(COLUMNS, [row(each) for each in found], "nothing was played")
+    for line in _aligned([COLUMNS, *(row(each) for each in found)]):
+        typer.echo(line)
     if as_json:
         as_json.write_text(json.dumps([dataclasses.asdict(each) for each in found], indent=2) + "\n")
     if plot:
         from riverrun.cluster.sim.picture import pareto
 
         pareto(found, plot)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Each row on a line of its own however wide it is: a wrapped figure can't be read."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _known(option: str, given: list[str], known: list[str]) -> None:

@@ -22,9 +22,6 @@ from riverrun.cluster.sim.trace import Act, Event, Trace
 from riverrun.cluster.sim.truth import Profile, Truth
 from riverrun.cluster.slack import Ready
 
-MOST_LEAD_S = 8.0
-"""What a viewer's buffer holds: a session that nobody parks stops there."""
-
 
 @dataclass(frozen=True)
 class World:
@@ -32,7 +29,7 @@ class World:
     of what was told. start_s: a node comes so long after it was asked for; load_s: and its worker has loaded the model
     so much later. tick_s: from one plan to the next. recover_s: from a worker's death until its sessions can be placed
     again. call_s: from a chunk to its session's next call. recache: what a prompt switch adds to the next chunk, in
-    chunks alone."""
+    chunks alone. most_lead_s: what a viewer's buffer holds: a session that nobody parks stops there."""
 
     profile: Profile = field(default_factory=lambda: Profile("port"))
     spread: float = 0.2
@@ -42,6 +39,7 @@ class World:
     recover_s: float = 2.0
     call_s: float = 0.0
     recache: float = 1.0
+    most_lead_s: float = 8.0
     seed: int = 0
 
 
@@ -73,9 +71,9 @@ class _Machine:
 class Run:
     """One trace under one policy. `score` says how it went; a Run is played once."""
 
-    def __init__(self, trace: Trace, policy: Policy, world: World) -> None:
+    def __init__(self, trace: Trace, policy: Policy, world: World, truth: Truth | None = None) -> None:
         self.trace, self.policy, self.world = trace, policy, world
-        self._truth = Truth.drawn(world.profile.latency, world.spread, world.seed)
+        self._truth = truth or Truth.drawn(world.profile.latency, world.spread, world.seed)
         self._draw = random.Random(f"deaths:{world.seed}")
         self._move_s = move_ms(world.profile.state_bytes) / 1000
         self.now, self.tally = 0.0, Tally()
@@ -190,8 +188,10 @@ class Run:
         if machine.is_busy or not machine.ready:
             return
         profile = self.world.profile
-        ready = [self._ready(self._users[name]) for name in machine.ready]
-        chosen = [self._users[each.id] for each in self.policy.batch(ready, profile.alone_ms)]
+        chosen = [self._users[name] for name in machine.ready]
+        if len(chosen) > 1:
+            ready = [self._ready(user) for user in chosen]
+            chosen = [self._users[each.id] for each in self.policy.batch(ready, profile.alone_ms)]
         took = self._truth.step_ms(profile.alone_ms, len(chosen), profile.places)
         for user in chosen:
             self._unqueue(user)
@@ -237,8 +237,8 @@ class Run:
         user.playout.add(self.now, self.world.profile.chunk_s)
         if made_at is not self._machine(user.session.id):
             user.free_at = self.now + self._move_s  # it moves now, between two chunks
-        lead, pace = user.playout.lead(self.now), self.policy.pace
-        wake = pace.wake_s if pace and pace.is_parked(lead, False) else MOST_LEAD_S if lead > MOST_LEAD_S else None
+        lead, pace, most = user.playout.lead(self.now), self.policy.pace, self.world.most_lead_s
+        wake = pace.wake_s if pace and pace.is_parked(lead, False) else most if lead > most else None
         if wake is None:
             user.ready_at = self.now
             self._at(max(self.now + self.world.call_s, user.free_at), self._offer, user, user.turn)

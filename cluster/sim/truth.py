@@ -78,13 +78,15 @@ def profile(source: str) -> Profile:
 @dataclass(frozen=True)
 class Truth:
     """What is so: the model that policies are told, its first session and each further one off by a factor of their
-    own, and every step by another. draws: of the steps."""
+    own, and every step by another. draws: of the steps. means: those asked for
+    before."""
 
     told: Latency
     alone: float
     company: float
     spread: float
     draws: random.Random
+    means: dict[tuple[float, int, int], float] = field(default_factory=dict)
 
     @staticmethod
     def drawn(told: Latency, spread: float, seed: int) -> Truth:
@@ -94,8 +96,12 @@ class Truth:
         return Truth(told, draw.uniform(low, high), draw.uniform(low, high), spread, random.Random(f"steps:{seed}"))
 
     def mean_ms(self, alone_ms: float, n: int, places: int) -> float:
-        first = self.told.chunk_ms(alone_ms, 1, places)
-        return self.alone * first + self.company * (self.told.chunk_ms(alone_ms, n, places) - first)
+        """Of all steps of n sessions."""
+        if (asked := (alone_ms, n, places)) not in self.means:
+            first = self.told.chunk_ms(alone_ms, 1, places)
+            more = self.told.chunk_ms(alone_ms, n, places) - first
+            self.means[asked] = self.alone * first + self.company * more
+        return self.means[asked]
 
     def step_ms(self, alone_ms: float, n: int, places: int) -> float:
         """Of one step of n sessions."""
