@@ -1,6 +1,6 @@
 """Camera, depth and points of the tiny InfiniteVGGT on unseen sequences, its speed, and what a long stream does to it.
 
-    python -m riverrun.bench.geometry [--quick] [--json FILE] [--only quality,real,reading,drift,speed]
+    python -m riverrun.bench.geometry [--quick] [--json FILE] [--only quality,pairs,world,real,reading,drift,speed]
     python -m riverrun.bench.geometry --speed | --drift
     python -m riverrun.bench.geometry --picture FILE
 
@@ -20,16 +20,18 @@ import torch
 
 from riverrun.actors.loading import build
 from riverrun.bench.geometry_drift import BUDGET, MARKS, QUICK_MARKS, drift, reading
+from riverrun.bench.geometry_pairs import pairs
 from riverrun.bench.geometry_picture import picture
 from riverrun.bench.geometry_quality import GAP, quality
 from riverrun.bench.geometry_real import real
 from riverrun.bench.geometry_speed import speeds
+from riverrun.bench.geometry_world import asked
 from riverrun.bench.report import tables, write_json
 from riverrun.configs import load_model
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 
 MODEL = "infinitevggt-world"
-PARTS = ("quality", "real", "reading", "drift", "speed")
+PARTS = ("quality", "pairs", "world", "real", "reading", "drift", "speed")
 COLUMNS = {
     "quality": {
         "path": "path", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant", "floor": "floor_plane",
@@ -37,6 +39,15 @@ COLUMNS = {
         "move ratio": "translation_ratio", "ATE": "ate", "ATE still": "ate_still", "acc": "accuracy",
         "acc chance": "accuracy_chance", "comp": "completion", "comp chance": "completion_chance", "NC": "normals",
         "NC chance": "normals_chance",
+    },
+    "pairs": {
+        "pairs": "pairs", "scenes": "scenes", "turn deg": "rotation", "of": "rotation_still", "ratio": "rotation_ratio",
+        "strangers": "strangers", "move": "translation", "of ": "translation_still", "ratio ": "translation_ratio",
+        "strangers ": "translation_strangers", "AbsRel": "abs_rel", "mean map": "mean_map", "constant": "constant",
+    },
+    "world": {
+        "video": "video", "asked for": "asked", "turn deg": "turn", "found deg": "turned", "error deg": "rotation",
+        "move": "move", "move error": "translation", "direction off deg": "direction",
     },
     "real": {"pair": "pair", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant", "false turn deg": "turned",
              "direction off deg": "direction"},
@@ -59,6 +70,10 @@ def measure(only: Sequence[str], is_quick: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if "quality" in only:
         figures["quality"] = quality(model, *((1, 24) if is_quick else (6, 64)))
+    if "pairs" in only:
+        figures["pairs"] = pairs(model, 8 if is_quick else 120)
+    if "world" in only:
+        figures["world"] = asked(model, *((1, 24) if is_quick else (8, 60)))
     if "real" in only:
         figures["real"], figures["absent"] = real(model)
     if "reading" in only:

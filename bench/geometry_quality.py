@@ -37,24 +37,22 @@ def _sequence(model: InfiniteVGGT, truth: Piece) -> dict[str, float | None]:
     said = watch(model, [truth], stream_of(model, "diverse_keys", MEMORY_FRAMES))
     true = torch.where(truth.depth.isfinite(), truth.depth, 0.0)
     scale = depth_scale(said.depth, true)
-    depth, points = depth_errors(said.depth, true), None
+    depth = depth_errors(said.depth, true)
     answers = {
         "constant": torch.ones_like(true),
         "floor_plane": floor_plane(true.shape[-1]).expand_as(true),
         "mean_map": mean_map(true.shape[-1]).expand_as(true),
     }
     motion = relative_errors(said.poses, truth.poses, GAP, scale)
-    points = reconstruction(said, truth, scale)
     return {
         "abs_rel": depth.abs_rel,
         "within": depth.within[1],
         **{name: depth_errors(answer, true).abs_rel for name, answer in answers.items()},
-        "rotation": motion.rotation, "rotation_still": motion.rotation_still, "rotation_ratio": motion.rotation_ratio,
+        "rotation": motion.rotation, "rotation_still": motion.rotation_still,
         "translation": motion.translation, "translation_still": motion.translation_still,
-        "translation_ratio": motion.translation_ratio,
         "ate": _ate(said.poses, truth.poses),
         "ate_still": float((truth.poses[:, :3, 3] - truth.poses[:, :3, 3].mean(0)).norm(dim=1).square().mean().sqrt()),
-        **points,
+        **reconstruction(said, truth, scale),
     }  # fmt: skip
 
 
@@ -125,9 +123,13 @@ def mean_map(side: int, scenes: int = 120) -> Tensor:
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    names = [name for name in rows[0] if name != "path"]
+    """Ratios are those of the means: a sequence with next to no motion has none of its own."""
+    names = [name for name in rows[0] if name not in ("path", "rotation_ratio", "translation_ratio")]
     found: dict[str, float | None] = {}
     for name in names:
         values = [row[name] for row in rows if row[name] is not None]
         found[name] = sum(values) / len(values) if values else None
+    for kind in ("rotation", "translation"):
+        error, still = found[kind], found[f"{kind}_still"]
+        found[f"{kind}_ratio"] = error / still if error is not None and still else None
     return found

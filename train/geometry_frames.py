@@ -69,7 +69,7 @@ def caption_clip(
     camera = Camera(motion or rng.choice(CAPTION_MOTIONS[1:] if rng.random() < 0.9 else CAPTION_MOTIONS), azimuth,
                     scene.camera.distance, scene.camera.height)  # fmt: skip
     times, t = [], float(rng.randrange(300))
-    step = gap or rng.choice((1, 2, 3, 5, 8, 8, 12, 24, 48))
+    step = gap or rng.choice((1, 1, 2, 2, 3, 4, 6))
     for _ in range(frames):
         times.append(t)
         t += step
@@ -102,7 +102,7 @@ def _walk(rng: random.Random) -> Path:
 
 def _round(rng: random.Random) -> Path:
     azimuth, distance, height = rng.uniform(-math.pi, math.pi), rng.uniform(3.6, 5.6), rng.uniform(1.2, 2.2)
-    arc = rng.choice((0.5, 1.2, math.pi)) * rng.uniform(-1, 1)
+    arc = rng.choice((0.3, 0.6, 1.2, 2.0)) * rng.uniform(-1, 1)
     away, up, towards = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3), [rng.uniform(-0.2, 0.2), 0.8, 0.0]
 
     def at(s: float) -> list[float]:

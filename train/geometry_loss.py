@@ -11,7 +11,9 @@ from riverrun.train.geometry_frames import Batch
 
 EARLIER = 0.6  # an iteration of the camera head counts so much of the next one
 MOTION, CONSTANTS = 4.0, 0.05
+USUAL, LEAST = 0.35, 0.2  # an error counts by USUAL / (LEAST + size of the motion), or wide turns would be all
 CONFIDENCE = 0.2
+DENSE = 4  # clips of a batch whose maps are made: the two dense heads cost more than all else
 
 
 def pose_loss(poses: Tensor, batch: Batch, field_of_view: float) -> Tensor:
@@ -27,31 +29,33 @@ def pose_loss(poses: Tensor, batch: Batch, field_of_view: float) -> Tensor:
 
 
 def _motion_error(poses: Tensor, batch: Batch) -> Tensor:
-    """Of translation and rotation; a quaternion and its negative are one rotation. Its scalar part, which hardly
-    changes over small turns, counts little and in the last iteration only."""
+    """Of translation and rotation, by the size of the motion. A quaternion and its negative are one rotation; its
+    scalar part, which hardly changes over small turns, counts little and in the last iteration only."""
     translation = (poses[..., :3] - batch.extrinsics[:, 1:, :, 3]).abs().sum(-1)
     weight = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(len(poses), 1)
     weight[-1, 3] = 0.25
     truth = batch.quaternions[:, 1:]
     same, turned = (((poses[..., 3:7] - sign * truth).abs() * weight[:, None, None]).sum(-1) for sign in (1, -1))
-    return translation + torch.minimum(same, turned)
+    size = batch.extrinsics[:, 1:, :, 3].abs().sum(-1) + truth[..., :3].abs().sum(-1)
+    return (translation + torch.minimum(same, turned)) * USUAL / (LEAST + size)
 
 
 def dense_loss(model: VGGT, seen: Seen, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
-    """(depth, points) of one frame of each clip, weighted by the confidence that the heads claim."""
+    """(depth, points) of one frame of the first DENSE clips, weighted by the confidence that the heads claim."""
     assert batch.depth is not None
     assert batch.points is not None
     assert batch.is_valid is not None
     side = batch.images.shape[-1]
-    tokens = [layer[:, frame] for layer in seen.patches]
-    is_valid = batch.is_valid[:, frame]
+    tokens = [layer[:DENSE, frame] for layer in seen.patches]
+    is_valid = batch.is_valid[:DENSE, frame]
     depth, confidence = model.depth_head.dense(tokens, side, side, model.config.patch)
-    truth = batch.depth[:, frame].clamp(min=1e-3).log()
+    true = batch.depth[:DENSE, frame]
+    truth = true.clamp(min=1e-3).log()
     guess = depth[..., 0].clamp(min=1e-4).log()
     in_depth = _claimed((guess - truth).abs(), confidence, is_valid)
     in_depth = in_depth + 0.5 * sum(_edges(guess - truth, is_valid, stride) for stride in (1, 4))
     points, confidence = model.point_head.dense(tokens, side, side, model.config.patch)
-    distance = (points - batch.points[:, frame]).norm(dim=-1) / batch.depth[:, frame].clamp(min=0.2)
+    distance = (points - batch.points[:DENSE, frame]).norm(dim=-1) / true.clamp(min=0.2)
     return in_depth, _claimed(distance, confidence, is_valid)
 
 

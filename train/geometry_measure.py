@@ -1,4 +1,4 @@
-"""Errors on unseen pairs beside those of answers that need no network. B pairs, H x W pixels."""
+"""Errors on unseen clips beside those of answers that need no network. B clips, H x W pixels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from riverrun.train.geometry_frames import Batch
 
 @dataclass(frozen=True)
 class Score:
-    """Relative pose of the second frame: mean errors, and those of "no motion"; rotation in degrees, translation in
-    the scene's unit. depth: AbsRel after one scale a pair; constant, mean_map: of the best answers without a
+    """Relative pose of the last frame: mean errors, and those of "no motion"; rotation in degrees, translation in
+    the scene's unit. depth: AbsRel after one scale a frame; constant, mean_map: of the best answers without a
     picture."""
 
     rotation: float
@@ -39,17 +39,17 @@ class Score:
 
 @torch.no_grad()
 def score(model: VGGT, batch: Batch, part: int = 24) -> Score:
-    """Of pairs: batch of S = 2 frames."""
+    """Of clips of S >= 2 frames: from the first to the last, and the last one's depth."""
     model.eval()
     poses, depths = [], []
     for images in batch.images.split(part):
         seen = watch(model, images)
         poses.append(seen.poses[-1])
         if batch.depth is not None:
-            tokens, side = [layer[:, 1] for layer in seen.patches], images.shape[-1]
+            tokens, side = [layer[:, -1] for layer in seen.patches], images.shape[-1]
             depths.append(model.depth_head.dense(tokens, side, side, model.config.patch)[0][..., 0])
     turned, moved = relative(torch.cat(poses))
-    truth = batch.extrinsics[:, 1]
+    truth = batch.extrinsics[:, -1]
     still = torch.eye(3).expand_as(turned)
     found = Score(
         rotation=float(degrees_between(turned, truth[..., :3]).mean()),
@@ -59,7 +59,7 @@ def score(model: VGGT, batch: Batch, part: int = 24) -> Score:
     )
     if batch.depth is None:
         return found
-    return Score(**{**vars(found), **_depths(torch.cat(depths), batch.depth[:, 1])})
+    return Score(**{**vars(found), **_depths(torch.cat(depths), batch.depth[:, -1])})
 
 
 def relative(poses: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,33 @@
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from riverrun.bench import geometry_drift, geometry_paths, geometry_quality, geometry_speed, long3d
+from riverrun.bench import (
+    geometry_drift,
+    geometry_pairs,
+    geometry_paths,
+    geometry_quality,
+    geometry_speed,
+    geometry_world,
+    long3d,
+)
+from riverrun.bench.adherence import held_out_scenes
 from riverrun.bench.geometry_paths import PATHS, pieces, whole
 from riverrun.bench.geometry_watch import stream_of, watch
 from riverrun.models.base import BadRequest
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 from riverrun.models.geometry.vggt import VGGT
 from riverrun.train.export import write
+from riverrun.train.geometry_flat import turning
+from riverrun.train.geometry_frames import Batch
+from riverrun.train.geometry_measure import score
 from riverrun.train.geometry_start import TINY, initialise
+from riverrun.train.world import render
 
 SMALL = dataclasses.replace(
     TINY, image=56, depth=2, dino_depth=1, dpt_features=8, dpt_channels=(8, 8, 8, 8), dpt_layers=(0, 0, 1, 1)
@@ -66,6 +80,29 @@ def test_the_bare_floor_is_the_floor(model):
     plane = geometry_quality.floor_plane(56)
     bottom = (plane[-4:] / truth.depth[0, -4:]).median()
     assert bottom.item() == pytest.approx(1, abs=0.1)
+
+
+def test_pairs_stand_beside_strangers(model, monkeypatch):
+    turn = torch.eye(4)[:3].repeat(4, 2, 1, 1)
+    turn[:, 1, :, :3] = turning(torch.full((4,), 0.2), torch.zeros(4), torch.zeros(4))
+    batch = Batch(torch.rand(4, 2, 3, 56, 56), turn)
+    seen = []
+    monkeypatch.setattr(geometry_pairs, "_batches", lambda side, scenes: iter([("turns", batch)]))
+    monkeypatch.setattr(geometry_pairs, "score", lambda network, shown: seen.append(shown) or score(network, shown))
+    (row,) = geometry_pairs.pairs(model, 4)
+    assert row["rotation_still"] == pytest.approx(math.degrees(0.2), rel=1e-3)
+    assert row["translation_ratio"] is None  # nothing moves
+    assert torch.equal(seen[1].images[1], torch.stack([batch.images[1, 0], batch.images[0, 1]]))
+
+
+def test_a_path_is_compared_with_the_one_asked_for():
+    scene = held_out_scenes(1)[0]
+    left, right = (render(dataclasses.replace(scene, camera=dataclasses.replace(scene.camera, motion=motion)), 24, 8, 8)
+                   .camera_to_world for motion in ("orbit left", "orbit right"))  # fmt: skip
+    assert geometry_world._turned(left, left) == pytest.approx(12, abs=0.1)  # 1.5 degrees a frame, 8 frames
+    assert geometry_world._turned(right, left) == pytest.approx(-12, abs=0.1)
+    assert geometry_world._direction(left, left) == pytest.approx(0, abs=1)
+    assert geometry_world._direction(right, left) > 150
 
 
 @pytest.mark.parametrize("memory", ["diverse_keys", "sink_window"])
