@@ -55,14 +55,20 @@ class Turn(Enum):
 @dataclass(frozen=True)
 class Deadlines:
     """How long a stage may take to answer, seconds of the clock. After `first_s` for the first step: the larger of
-    `floor_s` and `factor` times the 99th percentile of the last steps."""
+    `floor_s` and `factor` times the 99th percentile of the last steps. That never exceeds `first_s`, unless steps take
+    so long that they need `least` times their percentile: one answer that was late would cost minutes once one is lost.
+    """
 
     first_s: float = 120.0
     floor_s: float = 30.0
     factor: float = 20.0
+    least: float = 3.0
 
     def of(self, took: Sequence[float]) -> float:
-        return max(self.floor_s, self.factor * percentile(took, 0.99)) if took else self.first_s
+        if not took:
+            return self.first_s
+        slowest = percentile(took, 0.99)
+        return max(self.floor_s, min(self.factor * slowest, max(self.first_s, self.least * slowest)))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -102,6 +102,8 @@ def test_deadlines_grow_with_the_steps():
     assert limits.of([]) == 120
     assert limits.of([0.5] * 50) == 30
     assert limits.of([2.0] * 98 + [5.0] * 2) == 100
+    assert limits.of([0.1] * 98 + [40.0] * 2) == 120  # one that was late is no pace
+    assert limits.of([100.0] * 50) == 300
 
 
 @pytest.mark.parametrize("stage", ["a", "c"])
