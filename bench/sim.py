@@ -37,7 +37,7 @@ class Plan:
 
     sizes: tuple[int, ...] = (8, 16, 32, 64)
     seeds: int = 5
-    seconds: float = 300.0
+    seconds: float = 200.0
     large: tuple[int, ...] = (1000, 10_000)
     large_s: float = 120.0
 

@@ -11,6 +11,7 @@ take and, from one session alone, what the service adds to each (`call`); nothin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import statistics
 import sys
@@ -27,7 +28,8 @@ import yaml
 from riverrun.bench.options import parsed
 from riverrun.bench.report import tables, write_json
 from riverrun.bench.service import serving
-from riverrun.client.aio import AsyncClient
+from riverrun.client.aio import AsyncClient, AsyncStream
+from riverrun.client.errors import NoRoom
 from riverrun.cluster.sim.engine import Run, World
 from riverrun.cluster.sim.policies import Policy
 from riverrun.cluster.sim.score import Playout, Score
@@ -163,7 +165,9 @@ class Viewers:
     async def _watch(self, at: float, until: float) -> None:
         await asyncio.sleep(at - time.perf_counter())
         asked, playout, last, chunk = time.perf_counter(), Playout(), 0.0, -1
-        stream = await self._rr.stream(self._graph, buffer=64, lead=0, **self._params)
+        stream = await self._open(until)
+        if stream is None:
+            return
         try:
             async with asyncio.timeout(until - time.perf_counter()):
                 async for frame in stream:
@@ -179,6 +183,14 @@ class Viewers:
         playout.end(until)
         self.seen.played_s += playout.played_s
         self.seen.stalled_s += playout.stalled_s
+
+    async def _open(self, until: float) -> AsyncStream | None:
+        """Asks until there is room, as long as anybody would watch."""
+        while time.perf_counter() < until:
+            with contextlib.suppress(NoRoom):
+                return await self._rr.stream(self._graph, buffer=64, lead=0, **self._params)
+            await asyncio.sleep(0.1)
+        return None
 
 
 async def alone_ms(rr: AsyncClient, graph: str, params: Mapping[str, Any], chunks: int) -> float:
