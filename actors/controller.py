@@ -1,28 +1,37 @@
-"""The controller: which models there are, which actors run them, and where a session goes. One a cluster, or one a
-service that has joined none.
+"""The controller: which models there are, which actors run them, how many, and where a session goes. One a cluster, or
+one a service that has joined none.
 
-It owns the stage actors, so they end with it. It decides nothing about a running session: that is its runner's.
+A cluster's actors go on without it: the next one finds them by their names, and what it must know of them in its notes.
+Those of a service that has joined none end with it. It moves no session itself: gateways ask what is to be moved.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorAlreadyExistsError
 
+from riverrun.actors.decisions import Decision, Decisions
 from riverrun.actors.encoder import start_encoder
 from riverrun.actors.health import Resident, StageHealth
+from riverrun.actors.loading import NAMESPACE as ACTORS
 from riverrun.actors.loading import carried
 from riverrun.actors.logs import set_up
-from riverrun.actors.pool import MemberHealth, Place, PlaceWish, Pool
+from riverrun.actors.member import MemberHealth, Place, PlaceWish, Registered
+from riverrun.actors.notes import Notebook
+from riverrun.actors.orders import Orders
+from riverrun.actors.planner import Planner
+from riverrun.actors.pool import Pool
 from riverrun.actors.stage_actor import start_stage
 from riverrun.cluster.placement import shared_node
 from riverrun.configs import ModelConfig
@@ -34,8 +43,7 @@ log = logging.getLogger(__name__)
 NAME, NAMESPACE = "riverrun-controller", "riverrun"
 WATCH_S = 1.0
 RESTARTS = -1
-"""Where it died, Ray starts it again, on another node if need be. Its actors end with it: it starts others, and
-sessions go on from their checkpoints."""
+"""Where it died, Ray starts it again, on another node if need be."""
 
 NODE_CHARACTERS = 8
 """Of a node's id at least, to name it by."""
@@ -57,31 +65,51 @@ class Catalogue:
     setup: ActorSetup
 
 
-@dataclass(frozen=True)
-class Cordon:
-    """Actors that sessions leave. until: seconds since 1970; what has not moved by then is suspended. lives:
-    incarnations that they leave for another one of the same actor, each with its time."""
-
-    actors: frozenset[str] = frozenset()
-    until: float = 0.0
-    lives: Mapping[str, float] = field(default_factory=dict)
-
-
 class Controller:
-    """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung."""
+    """Pools of actors by model name. step_timeout_s: the least time a step may take before its actor counts as hung.
+    is_shared: it is the cluster's, and its actors outlive it."""
 
-    def __init__(self, catalogue: Catalogue, step_timeout_s: float) -> None:
+    def __init__(self, catalogue: Catalogue, step_timeout_s: float, is_shared: bool) -> None:
         set_up(catalogue.setup.telemetry.log)
         self._catalogue = catalogue
-        self._cordon = Cordon()
-        encoder, stage = (partial(start, catalogue.setup) for start in (start_encoder, start_stage))
-        models = catalogue.models.values()
-        self._pools = {m.name: Pool(m, encoder if m.stage == "encoder" else stage) for m in models}
+        self._decisions = Decisions()
+        starts = {"encoder": partial(start_encoder, catalogue.setup)}
+        stage = partial(start_stage, catalogue.setup)
+        self._pools = {
+            m.name: Pool(m, starts.get(m.stage, stage), _digest(m, catalogue.setup) if is_shared else "")
+            for m in catalogue.models.values()
+        }
+        pools = self._pools.items()
+        self._planners = {n: Planner(p, self._decisions) for n, p in pools if p.config.stage != "encoder"}
         self._step_timeout_s = step_timeout_s
+        self._notebook = Notebook(NAME if is_shared else ray.get_runtime_context().get_actor_id())
+        self._notes = self._notebook.read()
+        self._noting = threading.Lock()
+        self._asked: list[dict[str, float]] | None = None
+        if is_shared:
+            self._adopt()
         for pool in self._pools.values():
+            pool.cordon(self._notes.cordons)
             if pool.config.actor.eager:
                 pool.fill()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def _adopt(self) -> None:
+        """Takes in the actors of the controller before; ends those of another configuration."""
+        for each in ray.util.list_named_actors(all_namespaces=True):
+            found = Registered.read(each["name"]) if each["namespace"] == ACTORS else None
+            if found is None:
+                continue
+            try:
+                handle = ray.get_actor(each["name"], namespace=ACTORS)
+            except ValueError:  # it has just died
+                continue
+            until = self._notes.leaving.get(found.incarnation)
+            if any(pool.adopt(found, handle, until) for pool in self._pools.values()):
+                log.info("actor %s goes on under a new controller", found.name)
+            else:
+                log.warning("actor %s is of another configuration, and ended", found.name)
+                ray.kill(handle)
 
     @ray.method(concurrency_group="looks")
     def catalogue(self) -> Catalogue:
@@ -90,18 +118,20 @@ class Controller:
 
     @carried
     @ray.method(concurrency_group="places")
-    def place(self, models: Sequence[str]) -> list[Place]:
-        """An actor for each stage's model, on one node if they fit there. Raises BadRequest (no such model), NoRoom,
-        Unavailable."""
-        pools = [self._pool(model) for model in models]
-        node = shared_node([pool.loads() for pool in pools]) if len(pools) > 1 else ""
-        return [pool.place(PlaceWish(node=node)) for pool in pools]
+    def place(self, models: Sequence[str], session: str = "", stages: Sequence[str] = ()) -> list[Place]:
+        """An actor for each stage's model, on one node if they fit there. session, stages: whom it is for. Raises
+        BadRequest (no such model), NoRoom, Unavailable."""
+        planners = [self._planner(model) for model in models]
+        node = shared_node([planner.loads() for planner in planners]) if len(planners) > 1 else ""
+        names = stages or [""] * len(models)
+        wishes = [PlaceWish(node=node, session=session, stage=stage) for stage in names]
+        return [planner.place(wish) for planner, wish in zip(planners, wishes, strict=True)]
 
     @carried
     @ray.method(concurrency_group="places")
     def place_one(self, model: str, wish: PlaceWish) -> Place:
         """An actor for one stage. Raises as `place`."""
-        return self._pool(model).place(wish)
+        return self._planner(model).place(wish)
 
     @carried
     @ray.method(concurrency_group="looks")
@@ -112,25 +142,45 @@ class Controller:
     @carried
     @ray.method(concurrency_group="looks")
     def cordon(self, target: str, seconds: float) -> list[str]:
-        """No session is placed on actor or node `target` any more, and those there leave within `seconds`; "" ends
-        that. The actors it means. Raises BadRequest for one that there is not. The first characters of a node's id will
-        do where no other begins with them."""
+        """No session is placed on actor or node `target` any more, and those there leave within `seconds`, until it is
+        gone; "" ends that for all. The actors it means. Raises BadRequest for one that there is not. The first
+        characters of a node's id will do where no other begins with them."""
         seen = [health for pool in self._pools.values() for health in pool.healths()]
         nodes = {h.health.node for h in seen if h.health}
         alike = [node for node in nodes if len(target) >= NODE_CHARACTERS and node.startswith(target)]
         node = alike[0] if len(alike) == 1 else target
-        meant = {h.actor for h in seen if target and (h.actor == target or (h.health and h.health.node == node))}
+        meant = [h for h in seen if target and (h.actor == target or (h.health and h.health.node == node))]
         if target and not meant:
             there = ", ".join(sorted({h.actor for h in seen}))
             raise BadRequest(f"no actor or node {target!r}; there are actors {there}")
-        self._cordon = Cordon(frozenset(meant), time.time() + seconds)
-        return [name for pool in self._pools.values() for name in pool.cordon(meant)]
+        until = time.time() + seconds
+        keys = [node] if node in nodes else [h.incarnation for h in meant]
+        self._note(cordons={**self._notes.cordons, **dict.fromkeys(keys, until)} if target else {})
+        return sorted(h.actor for h in meant)
 
     @ray.method(concurrency_group="looks")
-    def cordoned(self) -> Cordon:
-        """What is to be left, and until when."""
-        lives = {life: until for pool in self._pools.values() for life, until in pool.leaving().items()}
-        return replace(self._cordon, lives=lives)
+    def orders(self) -> Orders:
+        """What is to be left, and until when; and what is to be moved."""
+        leave = {life: until for pool in self._pools.values() for life, until in pool.leaving().items()}
+        return Orders(leave, tuple(move for planner in self._planners.values() for move in planner.orders()))
+
+    @carried
+    @ray.method(concurrency_group="looks")
+    def freeze(self, is_frozen: bool) -> None:
+        """Nothing is moved and nothing scaled until it is thawed; sessions are placed, and what dies is replaced."""
+        self._note(frozen=is_frozen)
+        line = "nothing is moved or scaled from now on" if is_frozen else "sessions are moved, and actors scaled, again"
+        self._decisions.note(Decision(time.time(), "freeze", "", "", line, {}))
+
+    @ray.method(concurrency_group="looks")
+    def is_frozen(self) -> bool:
+        return self._notes.frozen
+
+    @carried
+    @ray.method(concurrency_group="looks")
+    def why(self, session: str) -> list[Decision]:
+        """The last decisions about a session."""
+        return self._decisions.about(session)
 
     @carried
     @ray.method(concurrency_group="infos")
@@ -188,8 +238,14 @@ class Controller:
             raise BadRequest(f"no model {model!r}; there are {', '.join(sorted(self._pools))}")
         return self._pools[model]
 
+    def _planner(self, model: str) -> Planner:
+        self._pool(model)
+        if model not in self._planners:
+            raise BadRequest(f"model {model!r} encodes prompts; no stage can run it")
+        return self._planners[model]
+
     def _watch(self) -> None:
-        """Replaces what died and ends what hangs, for ever."""
+        """Replaces what died, ends what hangs, and decides, for ever."""
         while True:
             time.sleep(WATCH_S)
             for pool in self._pools.values():
@@ -197,15 +253,49 @@ class Controller:
                     self._look(pool)
                 except Exception:
                     log.exception("looking after model %s failed", pool.config.name)
+            try:
+                self._keep_notes()
+                self._ask_for_nodes()
+            except Exception:
+                log.exception("the cluster could not be told what is wanted")
 
     def _look(self, pool: Pool) -> None:
-        seen = pool.healths()
+        seen = pool.looks()
         pool.retire(seen)
-        for member in seen:
-            if member.health and is_hung(member.health, self._step_timeout_s):
-                pool.kill(member.actor, f"its step has run for {member.health.running_s:.0f} s")
+        for each in seen:
+            if is_hung(each.health, self._step_timeout_s):
+                pool.kill(each.member.name, f"its step has run for {each.health.running_s:.0f} s")
+        if planner := self._planners.get(pool.config.name):
+            planner.tick(seen, self._notes.frozen)
         if pool.is_used and not pool.has_failed:
             pool.fill()
+
+    def _keep_notes(self) -> None:
+        """Cordons end with what they are on; whose place others take is known to the next controller."""
+        leaving = {life: until for pool in self._pools.values() for life, until in pool.let_go().items()}
+        cordons = self._notes.cordons
+        if cordons:
+            there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            there |= {each.incarnation for pool in self._pools.values() for each in pool.healths()}
+            cordons = {key: until for key, until in cordons.items() if key in there}
+        if (cordons, leaving) != (self._notes.cordons, self._notes.leaving):
+            self._note(cordons=cordons, leaving=leaving)
+
+    def _note(self, **changes: Any) -> None:
+        with self._noting:
+            self._notes = replace(self._notes, **changes)
+            self._notebook.write(self._notes)
+            for pool in self._pools.values():
+                pool.cordon(self._notes.cordons)
+
+    def _ask_for_nodes(self) -> None:
+        """Tells Ray's autoscaler what all actors need that there should be. It keeps to that until it is told anew: a
+        new controller says so once more, and less is said before a node is given back."""
+        bundles = [bundle for pool in self._pools.values() for bundle in pool.bundles()]
+        if bundles != self._asked and (bundles or self._asked):
+            request_resources(bundles=bundles)
+            log.info("asked for nodes for %d actors", len(bundles))
+            self._asked = bundles
 
 
 def is_hung(health: StageHealth, step_timeout_s: float) -> bool:
@@ -220,12 +310,16 @@ def controller_actor(
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": RESTARTS, "max_task_retries": 0}
     remote = ray.remote(concurrency_groups=GROUPS, **options)(Controller)
     if not is_shared:
-        return remote.remote(catalogue, step_timeout_s), True
+        return remote.remote(catalogue, step_timeout_s, is_shared), True
     try:
         return ray.get_actor(NAME, namespace=NAMESPACE), False
     except ValueError:
         named = remote.options(name=NAME, namespace=NAMESPACE, lifetime="detached")
     try:
-        return named.remote(catalogue, step_timeout_s), True
+        return named.remote(catalogue, step_timeout_s, is_shared), True
     except ActorAlreadyExistsError:  # another gateway was quicker
         return ray.get_actor(NAME, namespace=NAMESPACE), False
+
+
+def _digest(config: ModelConfig, setup: ActorSetup) -> str:
+    return hashlib.blake2s(repr((config, setup)).encode(), digest_size=6).hexdigest()

@@ -10,11 +10,14 @@ from functools import partial
 
 import ray
 
-from riverrun.actors.controller import Catalogue, Cordon
+from riverrun.actors.controller import Catalogue
+from riverrun.actors.decisions import Decision
 from riverrun.actors.errors import NotFound
 from riverrun.actors.handles import RayEncoderHandle, RayStageHandle, ask
 from riverrun.actors.health import Resident
-from riverrun.actors.pool import MemberHealth, Place, PlaceWish
+from riverrun.actors.member import MemberHealth, Place, PlaceWish
+from riverrun.actors.orders import Orders
+from riverrun.actors.sessions import Growing
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.stage import EncoderHandle, Placer, StageHandle
 from riverrun.models.base import ModelInfo
@@ -22,6 +25,8 @@ from riverrun.store.records import Placement
 
 CONTROLLER = "the controller"
 LOOK_S = 0.2
+GROWING_S = 30.0
+"""A new session waits so long for an actor that is being started for it."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,19 @@ class Directory:
             raise NotFound(f"there is no graph {name!r}; there are {', '.join(sorted(self.graphs)) or 'none'}")
         return self.graphs[name]
 
-    async def place(self, graph: Graph) -> Placed:
-        """An actor with room for each stage. Raises NoRoom, Unavailable, BadRequest (a model that is not there)."""
+    async def place(self, graph: Graph, session: str = "") -> Placed:
+        """An actor with room for each stage. Where more actors are being started, it waits for one a while. Raises
+        NoRoom, Unavailable, BadRequest (a model that is not there)."""
         names = [stage.name for stage in graph.stages]
-        found = await ask(self._controller.place.remote([stage.model for stage in graph.stages]), CONTROLLER)
+        models, until = [stage.model for stage in graph.stages], time.monotonic() + GROWING_S
+        while True:
+            try:
+                found = await ask(self._controller.place.remote(models, session, names), CONTROLLER)
+                break
+            except Growing:
+                if time.monotonic() >= until:
+                    raise
+                await asyncio.sleep(LOOK_S)
         places = dict(zip(names, found, strict=True))
         return Placed(
             stages={n: RayStageHandle(p.handle, _who(p), n, _fed_on(graph, n)) for n, p in places.items()},
@@ -59,17 +73,28 @@ class Directory:
             fields={name: frozenset(param.name for param in p.info.params) for name, p in places.items()},
         )
 
-    def placer(self, graph: Graph) -> Placer:
+    def placer(self, graph: Graph, session: str = "") -> Placer:
         """Finds actors for the stages of a session after it was opened."""
-        return SessionPlacer(self._controller, graph)
+        return SessionPlacer(self._controller, graph, session)
 
     async def cordon(self, target: str, seconds: float) -> list[str]:
         """See `Controller.cordon`."""
         return await ask(self._controller.cordon.remote(target, seconds), CONTROLLER)
 
-    async def cordoned(self) -> Cordon:
-        """Actors that sessions are to leave."""
-        return await ask(self._controller.cordoned.remote(), CONTROLLER)
+    async def orders(self) -> Orders:
+        """What sessions are to leave, and where they are to go."""
+        return await ask(self._controller.orders.remote(), CONTROLLER)
+
+    async def freeze(self, is_frozen: bool) -> None:
+        """See `Controller.freeze`."""
+        await ask(self._controller.freeze.remote(is_frozen), CONTROLLER)
+
+    async def is_frozen(self) -> bool:
+        return await ask(self._controller.is_frozen.remote(), CONTROLLER)
+
+    async def why(self, session: str) -> list[Decision]:
+        """The last decisions about a session."""
+        return await ask(self._controller.why.remote(session), CONTROLLER)
 
     async def renew(self, actor: str, seconds: float) -> str:
         """See `Pool.renew`."""
@@ -125,8 +150,8 @@ class Directory:
 class SessionPlacer:
     """`Placer` over the controller."""
 
-    def __init__(self, controller: ray.actor.ActorHandle, graph: Graph) -> None:
-        self._controller, self._graph = controller, graph
+    def __init__(self, controller: ray.actor.ActorHandle, graph: Graph, session: str) -> None:
+        self._controller, self._graph, self._session = controller, graph, session
 
     async def find(self, stage: str, placement: Placement) -> StageHandle | None:
         model = self._graph.stage(stage).model
@@ -136,7 +161,8 @@ class SessionPlacer:
 
     async def place(self, stage: str, avoid: str = "", actor: str = "") -> tuple[StageHandle, Placement]:
         model = self._graph.stage(stage).model
-        place = await ask(self._controller.place_one.remote(model, PlaceWish(avoid, actor)), CONTROLLER)
+        wish = PlaceWish(avoid, actor, session=self._session, stage=stage)
+        place = await ask(self._controller.place_one.remote(model, wish), CONTROLLER)
         return self._handle(place, stage), Placement(place.actor, place.model, place.incarnation)
 
     def _handle(self, place: Place, stage: str) -> StageHandle:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import ray
 
-from riverrun.actors.health import StageHealth
+from riverrun.actors.health import Look, StageHealth
 from riverrun.actors.loading import build, carried, print_to_stderr, set_threads, start_actor
 from riverrun.actors.logs import set_up
 from riverrun.configs import ModelConfig
@@ -63,31 +63,44 @@ class EncoderActor:
     def __init__(self, config: ModelConfig, incarnation: str, setup: ActorSetup) -> None:
         self._config, self._incarnation, self._setup = config, incarnation, setup
         self._node = ray.get_runtime_context().get_node_id()
-        self._cache: EmbeddingCache
+        self._loading = threading.Lock()
+        self._cache: EmbeddingCache | None = None
 
     @carried
     def load(self) -> None:
-        """Loads the encoder. Raises BadRequest (the configuration)."""
+        """Loads the encoder, once. Raises BadRequest (the configuration)."""
+        with self._loading:
+            if self._cache is None:
+                self._cache = self._loaded()
+
+    def _loaded(self) -> EmbeddingCache:
         print_to_stderr()
         set_up(self._setup.telemetry.log)
         set_threads(self._config.actor.threads)
         encoder = build(self._config)
-        self._cache = EmbeddingCache(lambda text: np.asarray(encoder.encode([text])[0], np.float32))
+        return EmbeddingCache(lambda text: np.asarray(encoder.encode([text])[0], np.float32))
 
     @carried
     def encode(self, text: str) -> np.ndarray:
-        return self._cache.get(text)
+        return self._embeddings.get(text)
 
     def check(self) -> None:
-        self._cache.check()
+        self._embeddings.check()
 
-    def health(self) -> StageHealth:
+    @property
+    def _embeddings(self) -> EmbeddingCache:
+        assert self._cache is not None, "nobody calls it before it is loaded"
+        return self._cache
+
+    def look(self) -> Look:
         """As a stage's: it holds its cache and no sessions."""
-        cache = self._cache
+        cache = self._embeddings
         sizes = (cache.nbytes, cache.nbytes)
-        return StageHealth(self._incarnation, 0, 0, *sizes, cache.misses, 0.0, 0.0, pid=os.getpid(), node=self._node)
+        who = {"pid": os.getpid(), "node": self._node}
+        return Look(StageHealth(self._incarnation, 0, 0, *sizes, cache.misses, 0.0, 0.0, **who))
 
 
-def start_encoder(setup: ActorSetup, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
+def start_encoder(setup: ActorSetup, config: ModelConfig, incarnation: str, name: str = "") -> ray.actor.ActorHandle:
     """A new encoder actor, loading its weights."""
-    return start_actor(EncoderActor, {"encode": 4, "control": 2}, {"encode": "encode"}, setup, config, incarnation)
+    groups = {"encode": 4, "control": 2}
+    return start_actor(EncoderActor, groups, {"encode": "encode"}, setup, config, incarnation, name)

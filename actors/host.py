@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from riverrun.actors.directory import Directory, Placed
 from riverrun.actors.elsewhere import Elsewhere, check_token, no_session
 from riverrun.actors.grants import Grants
+from riverrun.actors.orders import MoveOrder
 from riverrun.actors.pressure import PressingPlacer, Pressure
 from riverrun.actors.principal import Principal
 from riverrun.actors.quota import Quotas
@@ -130,10 +131,11 @@ class SessionHost:
         return await self._pressure.make(lambda: self._create(graph, wish, script), _models(graph))
 
     async def _create(self, graph: Graph, wish: SessionWish, script: Sequence[TimedControl]) -> Hosted:
-        placed = await self.directory.place(graph)
+        session = uuid.uuid4().hex
+        placed = await self.directory.place(graph, session)
         self._check_open()  # a model may have been loading for minutes
         token = secrets.token_urlsafe(24)
-        record = self._record(graph, wish, placed, token)
+        record = self._record(session, graph, wish, placed, token)
         written = replace(record, version=1)  # as the store will have it
         runner = self._runner(written, graph, placed.stages, placed.encoders, script)
         runner.observer.wanted(wish.trace)
@@ -153,7 +155,7 @@ class SessionHost:
         observer = self._observe(graph, record.id)
         durable = None
         if self.vault:
-            placer = PressingPlacer(self.directory.placer(graph), self._pressure, record.id, graph)
+            placer = PressingPlacer(self.directory.placer(graph, record.id), self._pressure, record.id, graph)
             durable = Durability(placer, self.vault, self._gate)
         config = runner_config(self.config)
         return Runner(record, graph, stages, encoders, self.store, self.clock, config, observer, durable, script)
@@ -247,6 +249,17 @@ class SessionHost:
                 if must and runner.state.runs:
                     with contextlib.suppress(BadRequest, Unavailable, Corrupt):
                         await runner.suspend("its actor is taken out of service", retry_s=RETRY_S)
+
+    async def carry_out(self, moves: Collection[MoveOrder]) -> None:
+        """Makes those moves that are of sessions here and not made yet."""
+        for order in moves:
+            hosted = self._hosted.get(order.session)
+            at = hosted.runner.record.placement.get(order.stage) if hosted and hosted.runner.state.runs else None
+            if hosted and at and at.incarnation == order.source:
+                try:
+                    await hosted.runner.migrate(order.stage, order.target)
+                except (BadRequest, Unavailable, Corrupt) as error:
+                    log.warning("session %s was not moved: %s", order.session, error, extra=hosted.runner.record.about)
 
     def count(self, who: Principal) -> int:
         """How many sessions that `who` may see run here."""
@@ -375,9 +388,9 @@ class SessionHost:
         if not task.cancelled() and (error := task.exception()):
             log.warning("%s", error)
 
-    def _record(self, graph: Graph, wish: SessionWish, placed: Placed, token: str) -> SessionRecord:
+    def _record(self, session: str, graph: Graph, wish: SessionWish, placed: Placed, token: str) -> SessionRecord:
         return SessionRecord(
-            id=uuid.uuid4().hex,
+            id=session,
             graph=graph.name,
             tenant=wish.tenant,
             client_id=wish.client_id,

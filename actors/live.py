@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from riverrun.actors.host import SessionHost
-from riverrun.actors.pool import MemberHealth
+from riverrun.actors.member import MemberHealth
 from riverrun.graphs.driver import percentile
 from riverrun.graphs.status import RunnerStatus
 from riverrun.models.base import Unavailable

@@ -24,6 +24,8 @@ from riverrun.store.checkpoints import Engine
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent.parent
+NAMESPACE = "riverrun-actors"
+"""Of Ray's names of actors that outlive their controller."""
 _INSIDE = "package:"
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -128,15 +130,18 @@ def start_actor(
     setup: ActorSetup,
     config: ModelConfig,
     incarnation: str,
+    name: str = "",
 ) -> ray.actor.ActorHandle:
     """A Ray actor of `cls`: threads by concurrency group, methods in group `control` unless `places` says another.
+    name: it outlives whoever starts it, and is found by this; "": it ends with that one.
 
     Ray restarts neither it nor its calls (design §4). It counts no CPU, or it would pend for ever on a small machine.
     """
-    for name in (name for name in vars(cls) if not name.startswith("_")):
-        method = inspect.unwrap(getattr(cls, name))  # Ray looks for the group there, below decorators
-        ray.method(concurrency_group=places.get(name, "control"))(method)
+    for public in (public for public in vars(cls) if not public.startswith("_")):
+        method = inspect.unwrap(getattr(cls, public))  # Ray looks for the group there, below decorators
+        ray.method(concurrency_group=places.get(public, "control"))(method)
     limits = config.actor
+    kept = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"} if name else {}
     remote = ray.remote(
         concurrency_groups=groups,
         num_cpus=0,
@@ -144,5 +149,6 @@ def start_actor(
         resources=dict(limits.resources) or None,
         max_restarts=0,
         max_task_retries=0,
+        **kept,
     )(cls)
     return remote.remote(config, incarnation, setup)

@@ -1,22 +1,22 @@
-"""The actors of one model: started, watched, and replaced under a new incarnation when they die."""
+"""The actors of one model: started, watched, replaced under a new incarnation when they die, and let go when fewer
+will do. How many there are, and who goes where, is decided in `actors/planner.py`."""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import threading
 import time
-import uuid
-from collections.abc import Callable, Collection
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from riverrun.actors.handles import own_error
-from riverrun.actors.health import Resident, StageHealth
-from riverrun.actors.sessions import NoRoom
-from riverrun.cluster.placement import Load, keeps_headroom, least_loaded
+from riverrun.actors.health import Look, Resident
+from riverrun.actors.member import Member, MemberHealth, Place, Registered, Seen, new_incarnation
 from riverrun.configs import ModelConfig
 from riverrun.models.base import BadRequest, ModelInfo, Unavailable
 
@@ -28,75 +28,21 @@ RETRY_S = 10.0
 OLD = ".old"
 """After the name of an actor that a new life of it has taken the place of, while sessions leave it."""
 
-Start = Callable[[ModelConfig, str], ray.actor.ActorHandle]
-
-
-@dataclass(frozen=True)
-class Place:
-    """An actor that a session may be opened on. actor: its name; incarnation: which life of it."""
-
-    actor: str
-    model: str
-    incarnation: str
-    handle: ray.actor.ActorHandle
-    info: ModelInfo | None
-
-
-@dataclass(frozen=True)
-class PlaceWish:
-    """Which actors will do. avoid: none of this incarnation. actor: only the one of this name ("": any). node: rather
-    one on this machine ("": any)."""
-
-    avoid: str = ""
-    actor: str = ""
-    node: str = ""
-
-    @property
-    def is_for_a_new_session(self) -> bool:
-        return not (self.avoid or self.actor)
-
-
-ANYWHERE = PlaceWish()
-
-
-@dataclass
-class Member:
-    """One actor. loading: the reference of its `load`. loaded: that has come back. until: when sessions must have left
-    it, seconds since 1970 (None: they need not)."""
-
-    name: str
-    incarnation: str
-    handle: ray.actor.ActorHandle
-    loading: ray.ObjectRef
-    loaded: bool = False
-    info: ModelInfo | None = None
-    until: float | None = None
-
-    @property
-    def about(self) -> dict[str, str]:
-        """What a log line of it is about."""
-        return {"actor": self.name, "incarnation": self.incarnation}
-
-
-@dataclass(frozen=True)
-class MemberHealth:
-    """One actor as the controller sees it. health: None while it loads or does not answer."""
-
-    actor: str
-    model: str
-    incarnation: str
-    health: StageHealth | None
+Start = Callable[[ModelConfig, str, str], ray.actor.ActorHandle]
+"""By configuration, incarnation and the name that Ray is to know it by ("": none, it ends with its controller)."""
 
 
 class Pool:
-    """`config.actor.count` actors of one model. Safe for any thread."""
+    """`wanted` actors of one model. digest: of what they are started with, where they go on without the controller that
+    started them ("": they end with it). Safe for any thread."""
 
-    def __init__(self, config: ModelConfig, start: Start) -> None:
+    def __init__(self, config: ModelConfig, start: Start, digest: str = "") -> None:
         self.config = config
-        self._start = start
+        self.wanted = config.actor.count
+        self._start, self._digest = start, digest
         self._lock = threading.RLock()
         self._members: dict[str, Member] = {}
-        self._cordoned: set[str] = set()
+        self._cordons: Mapping[str, float] = {}
         self._failure: tuple[float, Exception] | None = None
         self.is_used = False  # once used, its actors are kept running
 
@@ -112,47 +58,51 @@ class Pool:
             if self._failure and time.monotonic() < self._failure[0] + RETRY_S:
                 raise Unavailable(f"model {self.config.name!r} can't be loaded: {self._failure[1]}")
             self._failure = None
-            for n in range(self.config.actor.count):
-                name = f"{self.config.name}-{n}"
-                if name not in self._members:
-                    self._members[name] = self._start_one(name)
+            for _ in range(self.wanted - len(self._staying())):
+                name = next(name for n in itertools.count() if (name := f"{self.config.name}-{n}") not in self._members)
+                self._members[name] = self._start_one(name)
 
-    def place(self, wish: PlaceWish = ANYWHERE) -> Place:
-        """The actor with most room, started first if need be. Raises Unavailable, NoRoom, BadRequest (none like it)."""
-        for _ in range(3):  # an actor may turn out dead, and its replacement too
-            healths = self._answering()
-            fit = {name: m for name, (m, _) in healths.items() if self._suits(m, wish)}
-            loads = [_load(name, healths[name][1]) for name in fit]
-            if loads:
-                chosen = least_loaded(loads, wish.node)
-                if chosen is None:
-                    places = sum(load.max_sessions for load in loads)
-                    raise NoRoom(f"all {places} places of model {self.config.name!r} are taken; one must end first")
-                if wish.is_for_a_new_session and self.config.actor.headroom and not keeps_headroom(loads, chosen):
-                    raise NoRoom(f"what is free of model {self.config.name!r} is kept for sessions whose actor dies")
-                return self._place(fit[chosen])
-            if healths:
-                raise Unavailable(f"no other actor of model {self.config.name!r} runs; one may be starting")
-        raise self._nobody()
+    def resize(self, wanted: int, go: Collection[str]) -> None:
+        """From now on so many. go: names of those that are let go when sessions have left them; what is loading comes
+        before them, and who was let go and is still there is taken back first."""
+        with self._lock:
+            self.wanted = wanted
+            for name in go:
+                self._members[name].until = math.inf
+            missing = wanted - len(self._staying())
+            for member in [m for m in self._members.values() if m.is_let_go and m.name not in go][: max(missing, 0)]:
+                member.until = None
+            loading = [m for m in self._staying() if not m.loaded]
+            for member in loading[len(loading) + min(missing, 0) :] if missing < 0 else []:
+                member.until = math.inf
 
-    def loads(self) -> list[Load]:
-        """Of the actors that a new session may be placed on; started first if need be. Raises Unavailable."""
-        return [_load(name, health) for name, (m, health) in self._answering().items() if self._suits(m, ANYWHERE)]
-
-    def _answering(self) -> dict[str, tuple[Member, StageHealth]]:
-        self.fill()
-        return {m.name: (m, h) for m in self._loaded(START_S) if (h := self._health(m))}
-
-    def _suits(self, member: Member, wish: PlaceWish) -> bool:
-        if wish.actor and wish.actor not in (names := [f"{self.config.name}-{n}" for n in range(self._count)]):
-            raise BadRequest(f"model {self.config.name!r} has no actor {wish.actor!r}; there are {', '.join(names)}")
-        if member.until is not None or (member.name in self._cordoned and member.name != wish.actor):
-            return False
-        return member.incarnation != wish.avoid and wish.actor in ("", member.name)
+    def _staying(self) -> list[Member]:
+        return [m for m in self._members.values() if m.until is None]
 
     @property
-    def _count(self) -> int:
-        return self.config.actor.count
+    def starting(self) -> int:
+        """How many are being loaded."""
+        with self._lock:
+            return sum(not m.loaded for m in self._staying())
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that sessions may be placed on, loaded or not."""
+        with self._lock:
+            return sorted(m.name for m in self._staying())
+
+    def looks(self, timeout_s: float = 0.0) -> list[Seen]:
+        """Those that are loaded and answer; waits for the first one to load. Dead ones are taken out."""
+        return self._ask(self._loaded(timeout_s))
+
+    def ready(self) -> list[Seen]:
+        """As `looks`, with what is missing started, and waited for if it is the first. Raises Unavailable."""
+        self.fill()
+        return self.looks(START_S)
+
+    def place_of(self, member: Member) -> Place:
+        """What a gateway needs to know of it."""
+        return Place(member.name, self.config.name, member.incarnation, member.handle, member.info)
 
     def find(self, actor: str, incarnation: str) -> Place | None:
         """That very actor, if it lives."""
@@ -161,13 +111,17 @@ class Pool:
         member = next((m for m in lives if m.incarnation == incarnation), None)
         if member is None or not self._is_loaded(member):
             return None
-        return self._place(member) if self._health(member) else None
+        return self.place_of(member) if self._ask([member]) else None
 
-    def cordon(self, actors: Collection[str]) -> list[str]:
-        """No session is placed on these any more (empty: on all again); which of them are of this model."""
+    def cordon(self, cordons: Mapping[str, float]) -> None:
+        """No session is placed on these any more, and those there leave. By incarnation or node: until when, seconds
+        since 1970."""
         with self._lock:
-            self._cordoned = {name for name in self._members if name in actors}
-            return sorted(self._cordoned)
+            self._cordons = dict(cordons)
+
+    def is_open(self, member: Member) -> bool:
+        """Whether sessions may be placed there."""
+        return member.until is None and not {member.incarnation, member.node} & self._cordons.keys()
 
     def renew(self, actor: str, seconds: float) -> str:
         """Starts a new life of an actor beside it, and puts it in its place when it is loaded: the one before takes no
@@ -192,28 +146,58 @@ class Pool:
             if before:
                 before.name, before.until = actor + OLD, time.time() + seconds
                 self._members[before.name] = before
+            fresh.loaded = True
             self._members[actor] = fresh
-            self._begin(fresh)
         return before.incarnation if before else ""
 
     def leaving(self) -> dict[str, float]:
         """Incarnations that sessions are to leave, and until when, seconds since 1970."""
         with self._lock:
+            found = self.let_go()
+            for m in self._members.values():
+                ends = [until for key, until in self._cordons.items() if key in (m.incarnation, m.node)]
+                if ends:
+                    found[m.incarnation] = min(*ends, found.get(m.incarnation, math.inf))
+            return found
+
+    def let_go(self) -> dict[str, float]:
+        """As `leaving`, of those whose place others take, or that fewer will do without."""
+        with self._lock:
             return {m.incarnation: m.until for m in self._members.values() if m.until is not None}
 
-    def retire(self, seen: Collection[MemberHealth]) -> None:
-        """Ends those that sessions were to leave, and have. seen: how they are."""
-        for member in seen:
-            if member.actor.endswith(OLD) and member.health and not member.health.sessions:
-                self.kill(member.actor, "a new life has taken its place", logging.INFO)
+    def bundles(self) -> list[dict[str, float]]:
+        """What Ray must have free for each of those that there should be, cordoned ones left out; none where that is
+        nothing."""
+        limits = self.config.actor
+        one = {**({"GPU": limits.num_gpus} if limits.num_gpus else {}), **limits.resources}
+        with self._lock:
+            cordoned = sum(not self.is_open(member) for member in self._staying())
+            return [one] * (self.wanted - cordoned) if one and self.is_used else []
+
+    def retire(self, seen: Iterable[Seen]) -> None:
+        """Ends those that sessions were to leave, and have; they let nobody in from then on. seen: who answers."""
+        for each in seen:
+            if each.member.until is not None and not each.health.sessions and self._is_shut(each.member):
+                self.kill(each.member.name, "sessions have left it, as they were to", logging.INFO)
+        with self._lock:
+            unused = [m for m in self._members.values() if m.is_let_go and not m.loaded]
+        for member in unused:
+            self.kill(member.name, "fewer will do, and it was still loading", logging.INFO)
+
+    def _is_shut(self, member: Member) -> bool:
+        if self.config.stage == "encoder":
+            return True
+        try:
+            return ray.get(member.handle.retire.remote(), timeout=ANSWER_S)
+        except (GetTimeoutError, RayActorError, RayTaskError):
+            return False  # it is looked at again
 
     def any(self) -> Place:
         """Any actor that is loaded, for what needs no place of its own."""
-        self.fill()
-        for member in self._loaded(START_S):
-            if member.until is None and self._health(member):
-                return self._place(member)
-        raise self._nobody()
+        for seen in self.ready():
+            if seen.member.until is None:
+                return self.place_of(seen.member)
+        raise self.nobody()
 
     def info(self, timeout_s: float) -> ModelInfo | None:
         """What the model says of itself; None if it has not been started or does not load in time."""
@@ -221,23 +205,19 @@ class Pool:
 
     def healths(self) -> list[MemberHealth]:
         """All actors of the model; dead ones are taken out."""
+        seen = {each.member.name: each.health for each in self.looks()}
         with self._lock:
             members = list(self._members.values())
-        seen = [(m, self._health(m) if self._is_loaded(m) else None) for m in members]
-        return [MemberHealth(m.name, self.config.name, m.incarnation, health) for m, health in seen]
+        return [MemberHealth(m.name, self.config.name, m.incarnation, seen.get(m.name)) for m in members]
 
     def residents(self) -> list[Resident]:
         """Whose States lie on the actors that answer."""
-        if self.config.stage == "encoder":
-            return []
-        with self._lock:
-            members = [member for member in self._members.values() if member.loaded]
-        found = []
-        for m in members:
-            with suppress(GetTimeoutError, RayActorError):  # `healths` says so
-                there = ray.get(m.handle.residents.remote(), timeout=ANSWER_S)
-                found += [replace(r, model=self.config.name, actor=m.name, incarnation=m.incarnation) for r in there]
-        return found
+        return [resident for seen in self.looks() for resident in self.residents_of(seen)]
+
+    def residents_of(self, seen: Seen) -> list[Resident]:
+        model, member = self.config.name, seen.member
+        there = seen.look.residents
+        return [replace(r, model=model, actor=member.name, incarnation=member.incarnation) for r in there]
 
     def evict(self, resident: Resident) -> None:
         """Frees a State, unless somebody has taken it over since. Raises StaleEpoch then; Unavailable."""
@@ -272,9 +252,25 @@ class Pool:
             log.log(level, "actor %s is ended: %s", actor, why, extra=member.about)
             ray.kill(member.handle)
 
+    def adopt(self, found: Registered, handle: ray.actor.ActorHandle, until: float | None) -> bool:
+        """Takes in an actor that outlived the controller which started it; until: as it was told. Whether it is of this
+        configuration."""
+        if found.config != self._digest or self.config.name != found.name.rpartition("-")[0]:
+            return False
+        with self._lock:
+            taken = found.name in self._members
+            name = found.name + OLD if until is not None and until != math.inf else found.name
+            if name == found.name and taken:  # the one of this name came first
+                return False
+            self._members[name] = Member(name, found.incarnation, handle, handle.load.remote(), until=until)
+            self.wanted = max(self.wanted, len(self._staying()))
+            self.is_used = True
+        return True
+
     def _start_one(self, name: str) -> Member:
-        incarnation = uuid.uuid4().hex[:12]
-        handle = self._start(self.config, incarnation)
+        incarnation = new_incarnation()
+        registered = str(Registered(name, incarnation, self._digest)) if self._digest else ""
+        handle = self._start(self.config, incarnation, registered)
         return Member(name, incarnation, handle, handle.load.remote())
 
     def _loaded(self, timeout_s: float) -> list[Member]:
@@ -296,14 +292,8 @@ class Pool:
             return self._fail(member, own_error(error))
         except RayActorError:
             return self._fail(member, Unavailable("its process died while loading"))
-        with self._lock:
-            self._begin(member)
-        return True
-
-    def _begin(self, member: Member) -> None:
-        if not member.loaded and member.info:
-            member.handle.run.remote()
         member.loaded = True
+        return True
 
     def _fail(self, member: Member, why: Exception) -> bool:
         log.error("model %s can't be loaded: %s", self.config.name, why)
@@ -314,28 +304,29 @@ class Pool:
         ray.kill(member.handle)
         return False
 
-    def _nobody(self) -> Unavailable:
+    def nobody(self) -> Unavailable:
+        """Why there is no actor to be had."""
         why = f"can't be loaded: {self._failure[1]}" if self._failure else "has no actor that answers"
         return Unavailable(f"model {self.config.name!r} {why}")
 
-    def _health(self, member: Member) -> StageHealth | None:
-        """None if it is dead (and taken out) or does not answer (and left in)."""
+    def _ask(self, members: Collection[Member]) -> list[Seen]:
+        """What each says of itself, asked all at once. Who is dead is taken out, who does not answer is left in."""
+        calls: dict[ray.ObjectRef, Member] = {m.handle.look.remote(): m for m in members}
+        if not calls:
+            return []
+        answered, silent = ray.wait(list(calls), num_returns=len(calls), timeout=ANSWER_S)
+        for call in silent:
+            log.warning("actor %s has not answered for %g s", calls[call].name, ANSWER_S, extra=calls[call].about)
+        return [Seen(calls[call], look) for call in answered if (look := self._answer(calls[call], call))]
+
+    def _answer(self, member: Member, call: ray.ObjectRef) -> Look | None:
         try:
-            return ray.get(member.handle.health.remote(), timeout=ANSWER_S)
-        except GetTimeoutError:
-            log.warning("actor %s has not answered for %g s", member.name, ANSWER_S, extra=member.about)
+            look: Look = ray.get(call)
         except RayActorError:
             with self._lock:
                 if self._members.get(member.name) is member:
                     log.error("actor %s died; it is replaced", member.name, extra=member.about)
                     del self._members[member.name]
-        return None
-
-    def _place(self, member: Member) -> Place:
-        return Place(member.name, self.config.name, member.incarnation, member.handle, member.info)
-
-
-def _load(name: str, health: StageHealth) -> Load:
-    reserved, limit = health.reserved_bytes, health.max_bytes
-    sizes = (health.retained_bytes, health.peak_bytes)
-    return Load(name, health.sessions, health.max_sessions, reserved, limit, *sizes, node=health.node)
+            return None
+        member.node = look.health.node
+        return look

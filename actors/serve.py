@@ -143,7 +143,7 @@ class Service:
         stack.push_async_callback(self._leave, gateway)
         self.address = gateway.address
         reaper = Reaper(host, vault, config.checkpoints)
-        loops = (self._beat(store, name, gateway, host.grants), _leave_cordoned(host), reaper.run())
+        loops = (self._beat(store, name, gateway, host.grants), _follow_orders(host), reaper.run())
         for work in (*loops, gateway.look_after_jobs()):
             stack.callback(asyncio.create_task(work).cancel)
 
@@ -271,14 +271,14 @@ def ray_of(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-async def _leave_cordoned(host: SessionHost) -> None:
-    """Moves sessions away from actors that are taken out of service, for ever."""
+async def _follow_orders(host: SessionHost) -> None:
+    """Moves sessions where the controller wants them, for ever."""
     while True:
         await asyncio.sleep(HEARTBEAT_S / 2)
         try:
-            cordon = await host.directory.cordoned()
-            for names, until in ((cordon.actors, cordon.until), *(({life}, at) for life, at in cordon.lives.items())):
-                if names:
-                    await host.leave(names, must=time.time() >= until)
+            orders = await host.directory.orders()
+            for life, until in orders.leave.items():
+                await host.leave({life}, must=time.time() >= until)
+            await host.carry_out(orders.moves)
         except Unavailable as error:
-            log.warning("what is out of service is not known: %s", error)
+            log.warning("what is to be moved is not known: %s", error)

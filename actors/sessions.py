@@ -20,13 +20,16 @@ REMEMBER_S = 900.0
 MOST_REMEMBERED = 65_536
 """And no more of them, some 40 MB: 70 that end every second."""
 
-
 ACTIVE_S = 5.0
 """A session that nobody has called for since is parked, paused or left alone: it takes a place and no time."""
 
 
 class NoRoom(Unavailable):
     """No place or no bytes for another session; it may come when one ends."""
+
+
+class Growing(NoRoom):
+    """No place yet: another actor is being started."""
 
 
 @dataclass(frozen=True)

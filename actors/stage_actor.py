@@ -1,7 +1,8 @@
 """The Ray actor around a `StageWorker`: threaded, in concurrency groups, and no logic of its own.
 
-`compute`: one thread, the batch loop. `steps`: a thread a session, blocked until its reply is there. `control`: opens,
-closes, attaches and tells its health while a step runs. `saves`, `moves`: wait for States to be written or copied.
+One thread of its own runs the batch loop. `steps`: a thread a session, blocked until its reply is there. `control`:
+opens, closes, attaches and tells its health while a step runs. `saves`, `moves`: wait for States to be written or
+copied.
 Never restarted by Ray: a new process would answer with blank States; the controller starts another one under a new
 incarnation.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import time
 
 import numpy as np
@@ -53,7 +55,7 @@ does not take what is written must not hold those up."""
 
 _SAVES = dict.fromkeys(("saved", "save"), "saves")
 _MOVES = dict.fromkeys(("prepare", "export", "restore"), "moves")
-PLACES = {"run": "compute", "step": "steps", **_SAVES, **_MOVES}
+PLACES = {"step": "steps", **_SAVES, **_MOVES}
 _BLANKS = {"str": "?", "int": 1, "float": 1.0, "bool": False}  # for parameters without default, to describe a model
 
 
@@ -64,10 +66,20 @@ class StageActor:
         self._config, self._incarnation, self._setup = config, incarnation, setup
         self._node = ray.get_runtime_context().get_node_id()
         self._worker: StageWorker
+        self._loading = threading.Lock()
+        self._info: ModelInfo | None = None
 
     @carried
     def load(self) -> ModelInfo:
-        """Loads the model and says what it is with default parameters. Raises BadRequest (the configuration)."""
+        """Loads the model, begins the batch loop, and says what the model is with default parameters; a controller that
+        comes later is told the same. Raises BadRequest (the configuration)."""
+        with self._loading:
+            if self._info is None:
+                self._info = self._loaded()
+                threading.Thread(target=self._run, name="compute", daemon=True).start()
+            return self._info
+
+    def _loaded(self) -> ModelInfo:
         limits = self._config.actor
         print_to_stderr()
         set_up(self._setup.telemetry.log)
@@ -94,7 +106,7 @@ class StageActor:
         blobs = BlobStore(where.uri, shared=where.shared) if where.uri else None
         return Checkpoints(model, engine_of(self._config, model), blobs)
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """The batch loop, to the end of the process."""
         set_threads(self._config.actor.threads)  # per thread in some libraries, and this is the one that computes
         self._worker.run()
@@ -165,11 +177,11 @@ class StageActor:
         self._worker.check()
 
 
-def start_stage(setup: ActorSetup, config: ModelConfig, incarnation: str) -> ray.actor.ActorHandle:
+def start_stage(setup: ActorSetup, config: ModelConfig, incarnation: str, name: str = "") -> ray.actor.ActorHandle:
     """A new stage actor, loading its model; Ray starts it when there is room."""
     waiting = dict.fromkeys(("saves", "moves"), WAITING_THREADS)
-    groups = {"compute": 1, "steps": config.actor.max_sessions, "control": CONTROL_THREADS, **waiting}
-    return start_actor(StageActor, groups, PLACES, setup, config, incarnation)
+    groups = {"steps": config.actor.max_sessions, "control": CONTROL_THREADS, **waiting}
+    return start_actor(StageActor, groups, PLACES, setup, config, incarnation, name)
 
 
 def _with_data(chunk: Chunk) -> Chunk:

@@ -39,28 +39,30 @@ def decide(
     memory: ScaleMemory,
     settings: Settings,
     idle: int = 0,
+    starting: int = 0,
 ) -> tuple[Plan, ScaleMemory]:
     """Places for those that wait, then the number of workers, then moves: off workers that are let go, and off the
     slowest one while that gains more than it costs (`Γ = L − L′ − η·κ`).
 
-    idle: sessions that hold a place and want no chunks. Workers on the floor that are cordoned already are none of
+    idle: sessions that hold a place and want no chunks. starting: workers that are on their way, and the first to be
+    let go. Workers on the floor that are cordoned already are none of
     those that are counted. Under overload, where workers are at their most, who finds no place goes on waiting.
     """
     moves = [move for session in waiting if (move := floor.place(session))]
     desks = [desk for desk in floor.desks.values() if not desk.is_cordoned]
-    have = count = len(desks)
+    have = count = len(desks) + starting
     why, released = "the number of workers is fixed", list[str]()
     if settings.scales:
         active = len(floor.home) + len(waiting) - len(moves) + idle
         wanted = target(settings.rule, memory, now, active, have)
         count, why, memory = wanted.workers, wanted.why, wanted.memory
-    if count < have:
-        moved, released = let_go(floor, have - count, settings.moves)
+    if count + starting < have:
+        moved, released = let_go(floor, have - starting - count, settings.moves)
         moves += moved
     if settings.moves:
         least = max(settings.least_gain_ms, settings.least_share * floor.bottleneck_ms)
         moves += rebalance(floor, settings.eta, least, settings.rounds, settings.most_moves, settings.of_pair)
-    return Plan(max(count, have - len(released)), tuple(moves), tuple(released), {"scale": why}), memory
+    return Plan(max(count, len(desks) - len(released)), tuple(moves), tuple(released), {"scale": why}), memory
 
 
 def let_go(floor: Floor, many: int, moves: bool) -> tuple[list[Move], list[str]]:

@@ -32,7 +32,8 @@ T = TypeVar("T")
 class ActorConfig:
     """How the actors of one model are run.
 
-    count: how many. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States and
+    count: how many; max_count: as many as that where load asks for more (null: `count`), and fewer again when fewer
+    would have done for `shrink_s`. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States and
     steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can). slack_share: of
     the time until a viewer has played all there is, what its step may take longer because others share it. num_gpus,
     resources: what Ray must have free for one. eager: started with the service, not at first use. headroom: a new
@@ -40,6 +41,8 @@ class ActorConfig:
     """
 
     count: int = 1
+    max_count: int | None = None
+    shrink_s: float = 60.0
     threads: int = 1
     max_sessions: int = 8
     max_bytes: int | None = None

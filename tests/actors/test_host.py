@@ -47,7 +47,7 @@ class Idle:
 
 def host_on(store):
     placed = Placed(stages={"gen": Idle()}, encoders={}, placement={}, fields={"gen": frozenset()})
-    directory = SimpleNamespace(graph=lambda name: GRAPH, place=lambda graph: asyncio.sleep(0, placed))
+    directory = SimpleNamespace(graph=lambda name: GRAPH, place=lambda graph, session: asyncio.sleep(0, placed))
     return SessionHost(directory, store, SystemClock(), ServiceConfig(), "here")
 
 

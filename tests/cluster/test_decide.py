@@ -80,3 +80,13 @@ def test_a_worker_stays_where_its_sessions_find_no_room():
 def test_placing_is_where_the_slowest_stays_quickest():
     plan = told(floor_of("abc", "d"), FIXED, "x")
     assert plan.moves[0] == Move("x", None, "w1")
+
+
+def test_workers_on_their_way_are_counted_and_go_first():
+    floor = floor_of("abcd")
+    plan = decide(floor, [Session("e", 60.0)], 0.0, ScaleMemory(), SCALING, starting=1)[0]
+    assert (plan.workers, plan.released) == (2, ())
+    plan = decide(floor_of("ab", "cd"), [], 0.0, ScaleMemory(), SCALING, starting=2)[0]
+    assert (plan.workers, plan.released) == (1, ("w0",))
+    plan = decide(floor_of("abcd", "cd"), [], 0.0, ScaleMemory(), SCALING, starting=2)[0]
+    assert (plan.workers, plan.released) == (2, ())

@@ -26,7 +26,6 @@ def test_states_are_put_here_and_taken_away_while_none_can_be_written(tmp_path: 
     actor = start_stage(ActorSetup(checkpoints=CheckpointConfig(uri=str(tmp_path / "blobs"))), config, "one")
     try:
         ray.get(actor.load.remote(), timeout=DEADLINE_S)
-        actor.run.remote()
         waiting = []
         for number in range(sessions):  # twice as many as wait at once
             opening = OpenRequest(f"s{number}/a", EPOCH, {}, seed=1)

@@ -29,7 +29,10 @@ def joined(running):
     address = f"ray_address={ray.get_runtime_context().gcs_address}"
     with beside(running, address, "models=[synthetic]") as first, beside(running, address, "models=[]") as second:
         yield first, second
-        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))  # it would outlive both
+        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))  # it would outlive both, and its actors it
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["namespace"] == "riverrun-actors":
+                ray.kill(ray.get_actor(**actor))
 
 
 def graphs(stubs: Stubs) -> list[str]:
