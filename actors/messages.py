@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from riverrun.actors.decisions import Decision
 from riverrun.actors.host import Hosted
-from riverrun.actors.pool import MemberHealth
+from riverrun.actors.member import MemberHealth
 from riverrun.configs import ModelConfig
 from riverrun.graphs.graph import Graph
 from riverrun.graphs.items import Event, EventType, InputAck, Receipt, ReceiptStage
@@ -180,3 +181,9 @@ def _graph_output(about: Graph, name: str, infos: Mapping[str, ModelInfo | None]
 
 def _state(name: str) -> str:
     return f"SESSION_STATE_{name.upper()}"
+
+
+def decision(made: Decision) -> pb.Decision:
+    return pb.Decision(
+        at=timestamp(made.at), kind=made.kind, model=made.model, line=made.line, inputs=dict(made.inputs)
+    )

@@ -159,6 +159,7 @@ class Cluster(rpc.ClusterServicer):
             actors=actors,
             sessions=self._host.count(caller()),
             store=self._store,
+            frozen=await self._directory.is_frozen(),
         )
 
     @unary
@@ -191,6 +192,16 @@ class Cluster(rpc.ClusterServicer):
         before = await self._directory.renew(request.actor, seconds)
         left = await self._directory.emptied([before], seconds + MARGIN_S) if before else 0
         return pb.UpgradeResponse(incarnation_left=before, sessions=left)
+
+    @unary
+    async def Freeze(self, request: pb.FreezeRequest, context: Context) -> pb.FreezeResponse:
+        await self._directory.freeze(not request.thaw)
+        return pb.FreezeResponse()
+
+    @unary
+    async def Why(self, request: pb.WhyRequest, context: Context) -> pb.WhyResponse:
+        found = await self._directory.why(request.session_id)
+        return pb.WhyResponse(decisions=[messages.decision(each) for each in found])
 
 
 def _job(job: Job) -> pb.Job:

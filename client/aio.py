@@ -178,6 +178,16 @@ class AsyncClient:
         stub = rpc.ClusterStub(self.channel())
         return await self._call(stub.Upgrade(request, timeout=LOADING_SECONDS + deadline + CALL_SECONDS))
 
+    async def freeze(self, thaw: bool = False) -> None:
+        """From now on no session is moved and nothing scaled, until it is thawed."""
+        await self._call(rpc.ClusterStub(self.channel()).Freeze(pb.FreezeRequest(thaw=thaw), timeout=CALL_SECONDS))
+
+    async def why(self, session_id: str) -> list[pb.Decision]:
+        """The last decisions about a session, oldest first."""
+        stub = rpc.ClusterStub(self.channel())
+        answer = await self._call(stub.Why(pb.WhyRequest(session_id=session_id), timeout=CALL_SECONDS))
+        return list(answer.decisions)
+
     async def models(self, start: Sequence[str] = ()) -> list[pb.Model]:
         """start: models to be started if they don't run, so that their ports and parameters are known."""
         request = pb.ListModelsRequest(start=start)

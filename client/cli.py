@@ -13,6 +13,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; i
 
 import riverrun
 from riverrun.client.commands import (
+    controller,
     demo,
     doctor,
     drain,
@@ -26,6 +27,7 @@ from riverrun.client.commands import (
     tokens,
     top,
     upgrade,
+    why,
 )
 from riverrun.client.commands.common import SHOWN, Group, Shown
 
@@ -41,6 +43,8 @@ app.command("run")(run.run)
 app.command("top")(top.top)
 app.command("drain")(drain.drain)
 app.command("upgrade")(upgrade.upgrade)
+app.command("why")(why.why)
+app.add_typer(controller.app, name="controller")
 app.command("sim")(sim.sim)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(jobs.app, name="jobs")

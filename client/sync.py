@@ -210,6 +210,12 @@ class Client:
     def upgrade(self, actor: str, deadline: float = 60.0) -> pb.UpgradeResponse:
         return self._loop.run(self._rr.upgrade(actor, deadline))
 
+    def freeze(self, thaw: bool = False) -> None:
+        self._loop.run(self._rr.freeze(thaw))
+
+    def why(self, session_id: str) -> list[pb.Decision]:
+        return self._loop.run(self._rr.why(session_id))
+
     def models(self, start: Sequence[str] = ()) -> list[pb.Model]:
         return self._loop.run(self._rr.models(start))
 

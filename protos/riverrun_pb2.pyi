@@ -523,16 +523,18 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("version", "actors", "sessions", "store")
+    __slots__ = ("version", "actors", "sessions", "store", "frozen")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ACTORS_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     version: str
     actors: _containers.RepeatedCompositeFieldContainer[ActorStatus]
     sessions: int
     store: str
-    def __init__(self, version: _Optional[str] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., sessions: _Optional[int] = ..., store: _Optional[str] = ...) -> None: ...
+    frozen: bool
+    def __init__(self, version: _Optional[str] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., sessions: _Optional[int] = ..., store: _Optional[str] = ..., frozen: _Optional[bool] = ...) -> None: ...
 
 class ActorStatus(_message.Message):
     __slots__ = ("actor", "model", "incarnation", "node", "pid", "sessions", "max_sessions", "held_bytes", "steps", "up", "reserved_bytes", "step_ms_p50", "step_ms_p99", "step_age_s")
@@ -583,6 +585,49 @@ class DrainResponse(_message.Message):
     actors: _containers.RepeatedScalarFieldContainer[str]
     sessions: int
     def __init__(self, actors: _Optional[_Iterable[str]] = ..., sessions: _Optional[int] = ...) -> None: ...
+
+class FreezeRequest(_message.Message):
+    __slots__ = ("thaw",)
+    THAW_FIELD_NUMBER: _ClassVar[int]
+    thaw: bool
+    def __init__(self, thaw: _Optional[bool] = ...) -> None: ...
+
+class FreezeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WhyRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+
+class WhyResponse(_message.Message):
+    __slots__ = ("decisions",)
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    def __init__(self, decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("at", "kind", "model", "line", "inputs")
+    class InputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    at: _timestamp_pb2.Timestamp
+    kind: str
+    model: str
+    line: str
+    inputs: _containers.ScalarMap[str, str]
+    def __init__(self, at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., line: _Optional[str] = ..., inputs: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class UpgradeRequest(_message.Message):
     __slots__ = ("actor", "deadline")

@@ -725,6 +725,16 @@ class ClusterStub:
                 request_serializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeRequest.SerializeToString,
                 response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeResponse.FromString,
                 _registered_method=True)
+        self.Freeze = channel.unary_unary(
+                '/riverrun.v1.Cluster/Freeze',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.FreezeRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.FreezeResponse.FromString,
+                _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/riverrun.v1.Cluster/Why',
+                request_serializer=riverrun_dot_protos_dot_riverrun__pb2.WhyRequest.SerializeToString,
+                response_deserializer=riverrun_dot_protos_dot_riverrun__pb2.WhyResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -765,6 +775,22 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Freeze(self, request, context):
+        """From now on the controller moves no session and scales nothing, until it is thawed; also a new one, if it dies.
+        Sessions are placed, and actors that die replaced, as ever; what is drained is moved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Why(self, request, context):
+        """The last decisions about a session, and about its models, with what they were made from. The controller keeps them
+        as long as it lives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -792,6 +818,16 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Upgrade,
                     request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeRequest.FromString,
                     response_serializer=riverrun_dot_protos_dot_riverrun__pb2.UpgradeResponse.SerializeToString,
+            ),
+            'Freeze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Freeze,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.FreezeRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.FreezeResponse.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=riverrun_dot_protos_dot_riverrun__pb2.WhyRequest.FromString,
+                    response_serializer=riverrun_dot_protos_dot_riverrun__pb2.WhyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -930,6 +966,60 @@ class Cluster:
             '/riverrun.v1.Cluster/Upgrade',
             riverrun_dot_protos_dot_riverrun__pb2.UpgradeRequest.SerializeToString,
             riverrun_dot_protos_dot_riverrun__pb2.UpgradeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Freeze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Cluster/Freeze',
+            riverrun_dot_protos_dot_riverrun__pb2.FreezeRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.FreezeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/riverrun.v1.Cluster/Why',
+            riverrun_dot_protos_dot_riverrun__pb2.WhyRequest.SerializeToString,
+            riverrun_dot_protos_dot_riverrun__pb2.WhyResponse.FromString,
             options,
             channel_credentials,
             insecure,

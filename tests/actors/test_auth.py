@@ -195,6 +195,8 @@ def test_every_method_has_a_role_and_a_new_one_takes_an_admin():
     assert needed("/riverrun.v1.Sessions/Create") is Role.CONTROLLER
     assert needed("/riverrun.v1.Cluster/Drain") is Role.ADMIN
     assert needed("/riverrun.v1.Cluster/Upgrade") is Role.ADMIN
+    assert needed("/riverrun.v1.Cluster/Freeze") is Role.ADMIN
+    assert needed("/riverrun.v1.Cluster/Why") is Role.ADMIN
     assert needed("/riverrun.v1.Nothing/New") is Role.ADMIN
     assert needed("/other.v1.Sessions/Get") is Role.ADMIN
     assert needed(f"/{health.SERVICE_NAME}/Check") is None
