@@ -159,28 +159,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parsed("sim", __doc__, argv, PARTS)
     plan = QUICK if options.quick else Plan()
     figures: dict[str, list[dict[str, Any]]] = {}
-    parts = {"grid": grid, "heavy": heavy, "ablation": ablation, "pareto": pareto}
-    for name, play in parts.items():
-        if name not in options.only:
-            continue
-        found = list(play(plan))
-        _print(found, name)
-        if name in ("grid", "heavy"):
-            _show(beside([each for each in found if not each.policy.startswith("ours-")]))
-        if name == "ablation":
-            _show(gains(found))
-        figures[name] = [asdict(each) for each in found]
+
+    def note(part: str, figure: dict[str, Any]) -> None:
+        """Kept at once: a grid takes long, and what is played is played."""
+        figures.setdefault(part, []).append(figure)
+        if options.json:
+            write_json(options.json, "sim", asdict(plan), figures)
+
+    for name, play in {"grid": grid, "heavy": heavy, "ablation": ablation, "pareto": pareto}.items():
+        if name in options.only:
+            found = []
+            for each in play(plan):
+                found.append(each)
+                note(name, asdict(each))
+            _print(found, name)
+            if name == "ablation":
+                _show(gains(found))
+            elif name != "pareto":
+                _show(beside([each for each in found if not each.policy.startswith("ours-")]))
     if "large" in options.only:
-        timed = list(large(plan))
+        timed = []
+        for each, took in large(plan):
+            timed.append((each, took))
+            note("large", asdict(each) | {"took_s": took})
         _print([each for each, _ in timed], "large")
-        _show(
-            [{"GPUs": e.gpus, "policy": e.policy, "chunks": int(e.chunks.mean), "run took s": s,
-              "longest decision ms": e.decide_ms.mean} for e, s in timed]
-        )  # fmt: skip
-        figures["large"] = [asdict(each) | {"took_s": took} for each, took in timed]
-    if options.json:
-        write_json(options.json, "sim", asdict(plan), figures)
+        _show([_pace(each, took) for each, took in timed])
     return 0
+
+
+def _pace(found: Result, took_s: float) -> dict[str, Any]:
+    return {
+        "GPUs": found.gpus,
+        "policy": found.policy,
+        "chunks": int(found.chunks.mean),
+        "run took s": took_s,
+        "longest decision ms": found.decide_ms.mean,
+    }
 
 
 if __name__ == "__main__":

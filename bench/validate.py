@@ -25,13 +25,18 @@ from typing import Any
 import numpy as np
 import yaml
 
+from riverrun.actors.planner import LEAST_SHARE, REST_S
 from riverrun.bench.options import parsed
 from riverrun.bench.report import tables, write_json
 from riverrun.bench.service import serving
 from riverrun.client.aio import AsyncClient, AsyncStream
 from riverrun.client.errors import NoRoom
+from riverrun.cluster import fleet
+from riverrun.cluster.bottleneck import Floor
+from riverrun.cluster.decide import Settings, decide
+from riverrun.cluster.fleet import Session
 from riverrun.cluster.sim.engine import Run, World
-from riverrun.cluster.sim.policies import Policy
+from riverrun.cluster.sim.policies import Paper
 from riverrun.cluster.sim.score import Playout, Score
 from riverrun.cluster.sim.trace import Act, Trace, bursts, poisson, thinned, waves
 from riverrun.cluster.sim.truth import Measured, Profile, Truth
@@ -41,10 +46,12 @@ PARTS = ("timed", "tiny")
 SIMULATED = 5
 """Runs of the simulator whose mean is compared."""
 
-STEPS_MS, SPREAD = (100.0, 180.0, 260.0, 340.0), 0.2
-CHUNK_S = 0.32
-"""Media in a chunk: four sessions on an actor are a little more than it keeps up with."""
+STEPS_MS, SPREAD = (387.3, 690.6, 993.9, 1297.0), 0.2
+CHUNK_S = 1.0
+"""The simulator's profile `h100`, with a fourth place: four sessions are more than an actor keeps up with."""
+
 LATENCY_WITHIN, CPR_WITHIN = 0.15, 0.05
+SERVED = Settings(least_share=LEAST_SHARE, scales=False)
 TINY, TINY_PLACES = "longlive-world", 3
 
 
@@ -52,19 +59,28 @@ TINY, TINY_PLACES = "longlive-world", 3
 class Plan:
     """seconds: of a day. alone: chunks of the session from which `call` is measured. turns: of a tiny model's steps."""
 
-    seconds: float = 90.0
-    alone: int = 60
+    seconds: float = 120.0
+    alone: int = 20
     turns: int = 12
 
 
-QUICK = Plan(20.0, 20, 3)
+QUICK = Plan(30.0, 6, 3)
 
 
 @dataclass
-class AsServed(Policy):
-    """How the service places and batches (`actors/stage.py`) when its number of actors is fixed and nothing moves."""
+class AsServed(Paper):
+    """How the service places, moves (`actors/planner.py`) and batches (`actors/stage.py`) on a fixed number of
+    actors."""
 
     slack_share: float = 0.5
+    rests_until: float = 0.0
+
+    def tick(self, now: float, floor: Floor, waiting: Sequence[Session]) -> fleet.Plan:
+        settings = replace(SERVED, moves=now >= self.rests_until)
+        plan, self.memory = decide(floor, waiting, now, self.memory, settings)
+        if plan.moves:
+            self.rests_until = now + REST_S
+        return plan
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         waiting = order(ready)

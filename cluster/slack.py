@@ -45,8 +45,8 @@ def batch(
 
     batch_ms: how long a step of n takes, as far as is known. One more is taken while the step stays within the share
     `spend` of the slack of the most urgent one, and takes less time for each than alone: a late session, which has no
-    slack, is held up by none (unless spend is endless). Under overload all are late, and each goes alone, by its
-    waiting; with an endless spend, together. A step that would save less than the share `least_saving` of each chunk's
+    slack, is held up only by others that are late, or by all with an endless spend. Under overload all are late and go
+    together, since that makes most chunks. A step that would save less than the share `least_saving` of each chunk's
     time is not shared: all would wait for each other and come back at once.
     """
     if not ready:
@@ -62,7 +62,8 @@ def batch(
         if other.key != first.key:
             continue
         took = batch_ms(len(chosen) + 1)
-        if took > limit_ms or took / (len(chosen) + 1) > alone:
+        is_held_up = took > limit_ms and (slack_ms > 0 or other.lead_s > 0)
+        if is_held_up or took / (len(chosen) + 1) > alone:
             break
         chosen.append(other)
     return chosen if batch_ms(len(chosen)) / len(chosen) <= (1 - least_saving) * alone else [first]

@@ -56,15 +56,16 @@ def test_the_days_fit_the_actors() -> None:
 def test_a_session_alone_is_played_as_its_steps_and_calls_say() -> None:
     day = Trace("one", (Event(0.0, "a", Act.ARRIVE), Event(0.0, "a", Act.ACTIVE)), 30.0)
     figures = simulated(played(day, PROFILE, 0.0, 1, 0.005))
-    assert figures["p50"] == figures["p95"] == pytest.approx(105.0)
+    period_ms = STEPS_MS[0] + 5
+    assert figures["p50"] == figures["p95"] == pytest.approx(period_ms)
     assert figures["cpr"] == 1.0
-    assert figures["chunks"] == pytest.approx(30 / 0.105, abs=2)
+    assert figures["chunks"] == pytest.approx(30_000 / period_ms, abs=2)
 
 
 def test_four_on_an_actor_are_more_than_it_keeps_up_with() -> None:
     events = tuple(Event(0.0, f"s{n}", act) for n in range(4) for act in (Act.ARRIVE, Act.ACTIVE))
     figures = simulated(played(Trace("four", events, 60.0), PROFILE, 0.2, 1, 0.002))
-    assert 0.75 < figures["cpr"] < 0.98
+    assert 0.6 < figures["cpr"] < 0.98
     assert figures["p50"] > 1000 * CHUNK_S
 
 

@@ -258,7 +258,7 @@ def test_the_least_slack_first_then_the_longest_wait() -> None:
         ([1.0, 1.0, 1.0, 1.0], 4),  # 245 ms of 500
         ([0.3, 1.0, 1.0, 1.0], 2),  # 122 of 150
         ([0.0, 1.0, 1.0, 1.0], 1),  # late: alone
-        ([-2.0, -2.0], 1),
+        ([-2.0, -2.0, 0.0, 0.5], 3),  # all that are late
         ([0.2], 1),
     ],
 )
@@ -274,7 +274,7 @@ def test_with_ample_slack_only_the_waiting_counts() -> None:
 
 @pytest.mark.parametrize(
     ("saves", "spend", "least", "expected"),
-    [(0.0, math.inf, 0.0, 4), (0.02, math.inf, 0.1, 1), (0.3, math.inf, 0.1, 4), (0.3, 0.5, 0.1, 1)],
+    [(0.0, math.inf, 0.0, 4), (0.02, math.inf, 0.1, 1), (0.3, math.inf, 0.1, 4), (0.3, 0.5, 0.1, 4)],
 )
 def test_a_step_is_shared_where_that_saves(saves: float, spend: float, least: float, expected: int) -> None:
     late = [ready(f"s{i}", 0.0) for i in range(4)]
