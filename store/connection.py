@@ -21,7 +21,8 @@ def plain(url: str) -> str:
 
 
 def connect(url: str, timeout_s: float) -> Any:
-    """A client that decodes replies; each command is tried twice. timeout_s: of connecting, and of each command. Raises
+    """A client that decodes replies; each command is tried twice. timeout_s: of connecting, and of each command. A
+    cluster's first command must be alone (redis-py 8.1 breaks connections of others that come meanwhile). Raises
     BadRequest for another kind of URL."""
     options: dict[str, Any] = {
         "decode_responses": True,
