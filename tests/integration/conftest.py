@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import grpc
 import pytest
+import ray
 
 from riverrun.actors.serve import Service
 from riverrun.client.sync import Client
@@ -98,6 +99,15 @@ def serving(*settings: str) -> Iterator[Running]:
     running.start()
     yield running
     running.stop()
+
+
+def end_controller() -> None:
+    """Ends the controller of the Ray of this process, which outlives its gateways, and its actors, which outlive it."""
+    ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == "riverrun-actors":
+            with contextlib.suppress(ValueError):  # it has just died
+                ray.kill(ray.get_actor(**actor))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import ray
 
 from riverrun.configs import load_service
 
-from .conftest import Running, Stubs
+from .conftest import Running, Stubs, end_controller
 
 PAIR = (
     "name: pair\nclass: riverrun.models.synthetic:Synthetic\nstage: generation\nactor: {count: 2, max_sessions: 16}\n"
@@ -40,4 +40,4 @@ def two_gateways(folder: Path, graphs: Mapping[str, str], *overrides: str) -> It
         one = stack.enter_context(started(f"models=[{folder}/pair.yaml]", f"graphs=[{files}]", *common))
         redis = f"redis_url={one[0].service.store_url}"
         yield [one, stack.enter_context(started("models=[]", redis, *common))]
-        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))
+        end_controller()

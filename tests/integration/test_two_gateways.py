@@ -9,7 +9,7 @@ import ray
 from riverrun.configs import load_service
 from riverrun.protos import riverrun_pb2 as pb
 
-from .conftest import DEADLINE_S, Running, Stubs
+from .conftest import DEADLINE_S, Running, Stubs, end_controller
 
 
 @contextlib.contextmanager
@@ -29,10 +29,7 @@ def joined(running):
     address = f"ray_address={ray.get_runtime_context().gcs_address}"
     with beside(running, address, "models=[synthetic]") as first, beside(running, address, "models=[]") as second:
         yield first, second
-        ray.kill(ray.get_actor("riverrun-controller", namespace="riverrun"))  # it would outlive both, and its actors it
-        for actor in ray.util.list_named_actors(all_namespaces=True):
-            if actor["namespace"] == "riverrun-actors":
-                ray.kill(ray.get_actor(**actor))
+        end_controller()
 
 
 def graphs(stubs: Stubs) -> list[str]:
