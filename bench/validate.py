@@ -20,11 +20,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import yaml
 
+from riverrun.actors.measures import Measures
 from riverrun.actors.planner import LEAST_SHARE, REST_S
 from riverrun.bench.options import parsed
 from riverrun.bench.report import tables, write_json
@@ -74,6 +76,7 @@ class AsServed(Paper):
 
     slack_share: float = 0.5
     rests_until: float = 0.0
+    measures: Measures = field(default_factory=lambda: Measures(lambda: 0.0))
 
     def tick(self, now: float, floor: Floor, waiting: Sequence[Session]) -> fleet.Plan:
         settings = replace(SERVED, moves=now >= self.rests_until)
@@ -86,7 +89,11 @@ class AsServed(Paper):
         waiting = order(ready)
         if waiting[0].is_new:  # nobody plays it yet
             return waiting
-        return batch(waiting, lambda n: self.latency.chunk_ms(alone_ms, n, self.places), self.slack_share, self.places)
+        return batch(waiting, self.measures.step_ms, self.slack_share, self.places)
+
+    def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
+        """As an actor notes it; here all learn together."""
+        self.measures.note(SimpleNamespace(alone_ms=alone_ms), n, n, 0.0, took_ms)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -24,12 +24,13 @@ class Ready:
 
     def urgency(self, ample_s: float = math.inf) -> tuple[float, float, str]:
         """Sorts the most urgent first."""
-        return (-math.inf if self.is_new else min(self.lead_s, ample_s), self.since, self.id)
+        lead_s = -math.inf if self.is_new and ample_s == math.inf else min(self.lead_s, ample_s)
+        return (lead_s, self.since, self.id)
 
 
 def order(ready: Sequence[Ready], ample_s: float = math.inf) -> list[Ready]:
     """Least slack first; then who has waited longest. Among those with `ample_s` or more only the waiting counts: who
-    is far ahead of its viewer is not overtaken again and again by who is less far."""
+    is far ahead of its viewer is not overtaken again and again by who is less far, and not by who is new."""
     return sorted(ready, key=lambda each: each.urgency(ample_s))
 
 

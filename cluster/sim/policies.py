@@ -170,13 +170,12 @@ class Slack(Paper):
     latencies learned as they are seen.
 
     guard_s: how far a session keeps ahead of its viewer beyond the step it waits for: long enough for a recovery.
-    strain: share of a worker's time that is planned. ample: steps alone that are slack enough to wait one's turn.
+    strain: share of a worker's time that is planned. Whose viewer stands goes first, the others by their waiting.
     """
 
     profile: Profile = field(default_factory=lambda: Profile("port"))
     guard_s: float = 2.0
     strain: float = 0.85
-    ample: float = 2.0
     least_saving: float = 0.1
     learns_s: float = 10.0
     _learned: float = 0.0
@@ -195,8 +194,7 @@ class Slack(Paper):
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         if len(ready) == 1:
             return list(ready)
-        ample_s = self.ample * self._step_ms(1) / 1000
-        return batch(ready, self._step_ms, math.inf, ample_s=ample_s, least_saving=self.least_saving)
+        return batch(ready, self._step_ms, math.inf, ample_s=0.0, least_saving=self.least_saving)
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
         self._seen = self._seen.told(alone_ms, n, self.places, took_ms)

@@ -270,6 +270,8 @@ def test_a_batch_is_held_to_part_of_the_slack(leads: list[float], expected: int)
 def test_with_ample_slack_only_the_waiting_counts() -> None:
     waiting = [ready("near", 1.0, 3.0), ready("far", 9.0, 1.0), ready("late", 0.1, 9.0)]
     assert [each.id for each in order(waiting, ample_s=0.5)] == ["late", "far", "near"]
+    waiting = [ready("new", 0.0, 3.0, is_new=True), ready("far", 9.0, 1.0), ready("late", -0.1, 9.0)]
+    assert [each.id for each in order(waiting, ample_s=0.0)] == ["late", "far", "new"]
 
 
 @pytest.mark.parametrize(
