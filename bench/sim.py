@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from riverrun.bench.options import parsed
 from riverrun.bench.report import table, write_json
 from riverrun.cluster.sim.engine import Run, World
 from riverrun.cluster.sim.grid import COLUMNS, Grid, Result, result, row
-from riverrun.cluster.sim.policies import policy
+from riverrun.cluster.sim.policies import Policy, policy
 from riverrun.cluster.sim.trace import Trace, cut, demo
 from riverrun.cluster.sim.truth import PROFILES
 
@@ -65,15 +66,21 @@ def pareto(plan: Plan) -> Iterator[Result]:
     gpus = plan.sizes[0] * 2
     base = Grid(("W1",), ("ours",), gpus, plan.seeds, seconds=plan.seconds)
     profile = base.world.profile
+    asked: list[tuple[str, Callable[[], Policy]]] = []
     for spare in (0.5, 1.0, 1.25, 1.5, 2.0, 3.0):
-        yield from _named(f"ours spare {spare:g}", base.play(lambda _, s=spare: policy("ours", gpus, profile, spare=s)))
+        asked.append((f"ours spare {spare:g}", partial(policy, "ours", gpus, profile, spare=spare)))
     for full in (1.0, 0.95, 0.9, 0.85, 0.8):
-        yield from _named(f"B5 full {full:g}", base.play(lambda _, f=full: policy("B5", gpus, profile, full=f)))
-    yield from _named("B6", base.play(lambda _: policy("B6", gpus, profile)))
-    for share in (0.75, 0.85, 1.0):
-        few = round(share * gpus)
+        asked.append((f"B5 full {full:g}", partial(policy, "B5", gpus, profile, full=full)))
+    asked.append(("B6", partial(policy, "B6", gpus, profile)))
+    for few in (round(share * gpus) for share in (0.75, 0.85, 1.0)):
         for name in ("B1", "B2", "B3", "B8", "ours-scale"):
-            yield from _named(f"{name} on {few}", base.play(lambda _, n=name, k=few: policy(n, k, profile)))
+            asked.append((f"{name} on {few}", partial(policy, name, few, profile)))
+    for name, make in asked:
+        yield from _named(name, base.play(_always(make)))
+
+
+def _always(make: Callable[[], Policy]) -> Callable[[str], Policy]:
+    return lambda name: make()
 
 
 def _named(name: str, found: Iterator[Result]) -> Iterator[Result]:
