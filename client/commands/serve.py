@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,6 +27,8 @@ def serve(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJso
 
 
 async def _serve(config: ServiceConfig, as_json: bool) -> None:
+    # Else Ray prints what its autoscaler does on stdout, which is for results; it looks when it is imported.
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
     from riverrun.actors.logs import set_up
     from riverrun.actors.serve import Service
 

@@ -45,7 +45,7 @@ class FakePool(Pool):
         there = self.held[member.name]
         health = StageHealth(member.incarnation, len(there), PLACES, 0, 0, 1, 0.0, 1.0)
         residents = tuple(
-            Resident(*name.split("/"), Epoch(1, "n"), 60.0 if name in self.idle else 0.0, alone_ms=ms)
+            Resident(name[:-2], name[-1], Epoch(1, "n"), 60.0 if name in self.idle else 0.0, alone_ms=ms)
             for name, ms in there.items()
         )
         return Seen(member, Look(health, residents, self.measured.get(member.name, ())))
