@@ -76,7 +76,8 @@ def decisions(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         if row["limit_ms"]:
             axis.plot(row["sessions"], row["limit_ms"], "v", color="C3")
-            axis.annotate(f"limit {row['limit_ms']:g} ms", (row["sessions"], row["limit_ms"]), fontsize=8)
+            limit = f"limit {row['limit_ms']:g} ms "
+            axis.annotate(limit, (row["sessions"], row["limit_ms"]), fontsize=8, ha="right", va="center")
     axis.set(xlabel="sessions", ylabel="ms", title="one whole decision: places, workers, moves")
     axis.grid(alpha=0.3, which="both")
     _save(figure, path)
