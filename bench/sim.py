@@ -125,15 +125,16 @@ def gains(found: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def beside(found: Sequence[Result]) -> list[dict[str, Any]]:
-    """Ours against each baseline: the mean over workloads and sizes of the change in each, and where ours is worse."""
-    ours = {(each.workload, each.gpus): each for each in found if each.policy == "ours"}
+def beside(found: Sequence[Result], mine: str = "ours") -> list[dict[str, Any]]:
+    """`mine` against each baseline: the mean over workloads and sizes of the change in each, and how often both are
+    lower."""
+    ours = {(each.workload, each.gpus): each for each in found if each.policy == mine}
     rows = []
-    for name in dict.fromkeys(each.policy for each in found if each.policy != "ours"):
+    for name in dict.fromkeys(each.policy for each in found if not each.policy.startswith("ours")):
         pairs = [(ours[each.workload, each.gpus], each) for each in found if each.policy == name]
         rows.append(
             {
-                "ours against": name,
+                f"{mine} against": name,
                 "worst chunk": _mean([a.worst.mean / b.worst.mean for a, b in pairs]),
                 "p95": _mean([a.p95.mean / b.p95.mean for a, b in pairs]),
                 "cost": _mean([a.cost.mean / b.cost.mean for a, b in pairs]),
@@ -183,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == "ablation":
                 _show(gains(found))
             elif name != "pareto":
-                _show(beside([each for each in found if not each.policy.startswith("ours-")]))
+                for mine in ("ours", "ours-scale"):
+                    if any(each.policy == mine for each in found):
+                        _show(beside(found, mine))
     if "large" in options.only:
         timed = []
         for each, took in large(plan):
