@@ -34,6 +34,7 @@ from riverrun.actors.measures import Measures
 from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.cluster.admission import Need, Room
+from riverrun.cluster.fair import Used
 from riverrun.cluster.slack import Ready, batch, order
 from riverrun.graphs.stage import (
     AttachReply,
@@ -81,7 +82,7 @@ class StageWorker:
         self._compute_ms: deque[float] = deque(maxlen=256)
         self._figures = threading.Lock()
         self._steps, self._started = 0, 0.0
-        self._slack_share, self._measures = slack_share, Measures(clock)
+        self._slack_share, self._measures, self._used = slack_share, Measures(clock), Used()
 
     # ---- any thread ----
 
@@ -308,13 +309,17 @@ class StageWorker:
 
     def _pick(self) -> list[StepJob]:
         """The most urgent ready step and those that may share it: while its viewer has something left to play, as many
-        as hold it up for no more than part of that (`cluster/slack.py`); if not, all others whose viewers wait too, as
-        that makes most chunks. What nobody plays yet is waited for."""
+        as hold it up for no more than part of that (`cluster/slack.py`). If it has nothing left, not all can be served
+        in time: it is the turn of the tenant that has had least (`cluster/fair.py`), and all others whose viewers wait
+        share its step if they can, as that makes most chunks. What nobody plays yet is waited for."""
         jobs = {job.session.request.session: job for job in self._ready if not self._table.dropped(job)}
         now, most = self._clock(), self._table.room.batch or len(jobs)
         ready = order([self._standing(name, job, now) for name, job in jobs.items()])
         if ready and ready[0].lead_s <= 0:
-            chosen = [each for each in ready if each.key == ready[0].key and each.lead_s <= 0][:most]
+            tenant = self._used.least({job.request.tenant for job in jobs.values()})
+            first = next(each for each in ready if jobs[each.id].request.tenant == tenant)
+            late = [each for each in ready if each.lead_s <= 0 and each.key == first.key and each is not first]
+            chosen = [first, *late][:most]
         else:
             chosen = batch(ready, self._measures.step_ms, self._slack_share, most)
         picked = [jobs.pop(each.id) for each in chosen]
@@ -336,6 +341,7 @@ class StageWorker:
                 self._again(job, error)
             return
         took, active = (self._clock() - began) * 1000, self._table.active()
+        self._used = self._used.after(self._clock(), [job.request.tenant for job in batch], took)
         for job, chunks in zip(batch, made, strict=True):
             self._measures.note(job.session, active, len(batch), (began - job.arrived) * 1000, took)
             self._commit(job, chunks, began, len(batch))

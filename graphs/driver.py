@@ -102,6 +102,9 @@ class Session(Protocol):
     def session_id(self) -> str: ...
 
     @property
+    def tenant(self) -> str: ...
+
+    @property
     def epoch(self) -> Epoch: ...
 
     def emit(self, ring: OutputRing, chunk: Chunk, release: Callable[[], None]) -> bool:
@@ -328,6 +331,7 @@ class StageDriver:
             taken={port: each.taken + (each is edge) for port, each in ins},
             taken_frames={port: each.frames_with_head if each is edge else each.taken_frames for port, each in ins},
             lead_s=self.session.slack_s,
+            tenant=self.session.tenant,
         )
 
     def _new_controls(self) -> deque[Control]:

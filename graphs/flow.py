@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
+from riverrun.graphs.consumer import Consumer, ConsumerSpec, Role
 from riverrun.graphs.controls import ControlDesk
 from riverrun.graphs.driver import StageDriver
 from riverrun.graphs.durability import Durability
@@ -92,7 +93,7 @@ class Flow:
         self.sources_ended = False
         self.graph = graph
         self._keeper = keeper
-        self._lead_s = keeper.record.lead_s
+        self._lead_s, self.tenant = keeper.record.lead_s, keeper.record.tenant
         self._fetch_s = config.deadlines.floor_s
         self._max_frames = keeper.record.max_frames
         self._end_pts = self._foreseen_end(descriptions)
@@ -203,6 +204,16 @@ class Flow:
         if not (edge.ended or gone()):
             edge.push(chunk, self.epoch.number)
             self.signal.notify()
+
+    def attach(self, spec: ConsumerSpec) -> Consumer:
+        """See `Runner.attach`. A controller is told again which input is acked: it may have missed that, and would send
+        no more where it holds all that it may."""
+        self._check_received(spec)
+        consumer = self.audience.attach(spec)
+        for edge in self.edges.values():
+            if edge.from_client and edge.base_frame and spec.role is Role.CONTROLLER:
+                self._ack_input(edge)
+        return consumer
 
     def end_sources(self, reason: str) -> None:
         """Nothing new enters the graph; what is in it is flushed."""
@@ -390,6 +401,13 @@ class Flow:
         self.audience.tell_controller(InputRefusal(port, frame, message))
 
     # ---- its own ----
+
+    def _check_received(self, spec: ConsumerSpec) -> None:
+        """What a client has had may be ahead of what was made here, but not of all that there will be."""
+        first = self.audience.first.name
+        last = next((wish.last_received for wish in spec.ports if wish.port == first), None)
+        if self._max_frames and last is not None and last >= self._max_frames:
+            raise BadRequest(f"port {first!r}: frame {last} was never sent, the session has {self._max_frames} frames")
 
     def _ack_input(self, edge: EdgeQueue) -> None:
         self.audience.tell_controller(InputAck(self._input(edge), edge.base_frame - 1))

@@ -113,7 +113,7 @@ class StepRequest:
     save: take a checkpoint when it is made. forced: what this step decided when it was made before (`decisions`).
     taken, taken_frames: chunks and frames that have gone into each input port, these inputs included.
     trace: the W3C traceparent under which the stage notes its spans, if it is traced. lead_s: media that is made and
-    not played yet, seconds; None while nobody plays.
+    not played yet, seconds; None while nobody plays. tenant: whose session it is.
     """
 
     session: str
@@ -129,6 +129,7 @@ class StepRequest:
     taken_frames: Mapping[str, int] = field(default_factory=dict)
     trace: str = ""
     lead_s: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)

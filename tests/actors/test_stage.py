@@ -425,6 +425,25 @@ def test_a_late_session_is_held_up_by_part_of_its_slack(leads, batches):
     assert one.worker.health().steps - before == batches
 
 
+def test_where_not_all_can_be_served_in_time_tenants_take_turns():
+    """One tenant has three sessions that wait, the other one that has something left: it has every other step."""
+    clock = FakeClock()
+    one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
+    for name in "abcz":
+        one.open(name, batch=False)
+    turns, due = [], dict.fromkeys("abcz", 0)
+    for _ in range(8):
+        for name in "abcz":
+            if one.worker._table._sessions[name].next_seq == due[name] and not one.worker._table._sessions[name].job:
+                own = {"tenant": "modest", "lead_s": 0.4} if name == "z" else {"tenant": "greedy", "lead_s": 0.0}
+                one.send(name, due[name], acked=due[name] - 1, **own)
+        one.worker.run_once()
+        (made,) = (name for name in "abcz" if one.worker._table._sessions[name].next_seq > due[name])
+        due[made] += 1
+        turns.append(made)
+    assert turns == ["a", "z", "b", "z", "c", "z", "a", "z"]
+
+
 def test_what_steps_take_is_told_by_how_many_want_chunks(stepper):
     clock = FakeClock()
     one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
