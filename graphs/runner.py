@@ -143,7 +143,7 @@ class Runner:
         Raises BadRequest (unknown port, credits), Corrupt (the frames after last_received are gone), SessionEnded,
         Unavailable (still opening).
         """
-        return self._live().audience.attach(spec)
+        return self._live().attach(spec)
 
     async def control(self, control: Control, stage: str = "") -> None:
         """Takes a control in (without embedding); its receipts go to the controller. stage "": all that take the kind.

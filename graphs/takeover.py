@@ -199,10 +199,18 @@ class TakeOver:
     def _had(self, output: str) -> float:
         """Frames of a graph output that nobody will ask for: its client has them for certain, or reads another one."""
         noted = self.record.ports.get(output)
-        had = max(noted.acked if noted else 0, self.received.get(output, 0))
-        if output == next(iter(self.graph.outputs)) and 0 < self.record.max_frames <= had:
+        had = max(noted.acked if noted else 0, self._received(output))
+        if self._is_first(output) and 0 < self.record.max_frames <= had:
             return math.inf  # what its stage made beyond the last frame is the session's no more
         return max(had, noted.emitted) if noted and not noted.is_read else had
+
+    def _received(self, output: str) -> int:
+        """As the client says, which can't have more frames than there are."""
+        says, most = self.received.get(output, 0), self.record.max_frames
+        return min(says, most) if most and self._is_first(output) else says
+
+    def _is_first(self, output: str) -> bool:
+        return output == next(iter(self.graph.outputs))
 
     def _book(self, name: str) -> CheckpointBook:
         """Checkpoints after which it is known what the steps carried."""
@@ -225,7 +233,7 @@ class TakeOver:
             chunk, frame = stands[at.stage].begins(at.port)
             is_ending = self.record.state is SessionState.DRAINING  # all that was made then is wanted
             had = (noted.emitted if is_ending else noted.sent) if noted else 0
-            sent = max(had, self.received.get(name, 0))
+            sent = max(had, self._received(name))
             ring.begin_at(chunk, flow.cut(ring, frame), sent)
         for name, driver in flow.drivers.items():
             stand = stands[name]

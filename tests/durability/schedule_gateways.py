@@ -39,10 +39,10 @@ class Directory:
     def graph(self, name: str) -> Graph:
         return self._graph
 
-    def placer(self, graph: Graph) -> Placer:
+    def placer(self, graph: Graph, session: str = "") -> Placer:
         return Placer(self._world, self._controller, self._gateway, self._models)
 
-    async def place(self, graph: Graph) -> Placed:
+    async def place(self, graph: Graph, session: str = "") -> Placed:
         """As far from each other as they can be, so that many a party can die."""
         placer, found, used = self.placer(graph), {}, set[str]()
         for name in graph.order():

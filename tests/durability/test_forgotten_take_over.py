@@ -10,6 +10,7 @@ from grpc import StatusCode
 from riverrun.actors.errors import SessionFailed, meaning
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
+from riverrun.graphs.consumer import ConsumerSpec, PortWish, Role
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.keeper import RecordKeeper
@@ -17,7 +18,7 @@ from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.stage import Lost
 from riverrun.graphs.steplog import StepLog
 from riverrun.graphs.waiting import Signal, SystemClock
-from riverrun.models.base import Control
+from riverrun.models.base import BadRequest, Control
 from riverrun.store.memory import MemoryStore
 from riverrun.store.records import DECIDED, Conflict, ControlEntry, SessionRecord, SessionState
 
@@ -79,6 +80,27 @@ def test_an_end_that_is_known_late_takes_nothing_from_what_a_client_has(w, clock
         runner = await world.open(BOTH, CONFIG, params=params, max_frames=6)
         await world.crash(runner)
         runner = await world.take_over(BOTH, CONFIG, {"frames": 0, "raw": 6})
+        client = w.Client()
+        await client.read(runner)
+        assert client.numbers == list(range(6))
+        assert (await runner.ended()).state is SessionState.CLOSED
+
+    run(body())
+
+
+def test_more_frames_than_there_are_are_nobodys(w, clock, run):
+    """A client that says so is refused, and the session is none the worse for it."""
+
+    async def body():
+        world = w.World(clock)
+        size = {"height": 4, "width": 4}
+        params = {"a": size, "b": {**size, "takes": 1, "chunk_frames": 1}}
+        runner = await world.open(w.CHAIN, CONFIG, params=params, max_frames=6)
+        await world.crash(runner)
+        runner = await world.take_over(w.CHAIN, CONFIG, {"frames": 501})
+        wrong = ConsumerSpec(Role.CONTROLLER, (PortWish("frames", 8, 500),))
+        with pytest.raises(BadRequest, match="port 'frames': frame 500 was never sent, the session has 6 frames"):
+            runner.attach(wrong)
         client = w.Client()
         await client.read(runner)
         assert client.numbers == list(range(6))

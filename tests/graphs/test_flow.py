@@ -339,6 +339,24 @@ def test_client_input_is_numbered_acked_and_bounded(lab, run):
     run(body())
 
 
+def test_a_client_that_comes_back_is_told_which_input_is_acked(lab, run):
+    """The ack went down with its connection; a client that holds all it may would wait for it for ever."""
+
+    async def body():
+        rig = await lab.Rig(UP, {"b": lab.FakeStage(size=2, inputs=("frames",))}).open()
+        first = rig.controller(100)
+        part = lab.Ref(np.zeros((3, 2, 2, 3)))
+        await rig.runner.push("video", Chunk("video", part, 0, lab.TICKS, 3))
+        await lab.settle()
+        first.close()
+        viewer, again = rig.viewer(0), rig.controller(0)
+        assert await again.next() == InputAck("video", 2)
+        assert (again.unread, viewer.unread) == (0, 0)
+        await rig.close()
+
+    run(body())
+
+
 def test_pause_holds_the_sources_and_resume_goes_on(lab, run):
     from riverrun.models.base import Control
 
