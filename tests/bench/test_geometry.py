@@ -82,6 +82,17 @@ def test_the_bare_floor_is_the_floor(model):
     assert bottom.item() == pytest.approx(1, abs=0.1)
 
 
+def test_a_ratio_is_that_of_the_means(model, monkeypatch):
+    monkeypatch.setattr(geometry_quality, "mean_map", lambda side: torch.ones(side, side))
+    monkeypatch.setattr(geometry_quality, "QUALITY_PATHS", ("orbit left", "in and out"))
+    orbit, dolly, together = geometry_quality.quality(model, 1, 10)
+    assert orbit["rotation_still"] == pytest.approx(12, abs=0.1)
+    turned = orbit["rotation"] + dolly["rotation"]
+    assert together["rotation_ratio"] == pytest.approx(turned / (orbit["rotation_still"] + dolly["rotation_still"]))
+    assert together["constant"] == pytest.approx((orbit["constant"] + dolly["constant"]) / 2)
+    assert dolly["abs_rel"] > 0
+
+
 def test_pairs_stand_beside_strangers(model, monkeypatch):
     turn = torch.eye(4)[:3].repeat(4, 2, 1, 1)
     turn[:, 1, :, :3] = turning(torch.full((4,), 0.2), torch.zeros(4), torch.zeros(4))
