@@ -141,5 +141,4 @@ class Gateway:
     async def reap(self) -> None:
         """Everything once that is left behind."""
         with contextlib.suppress(Unavailable):
-            await self.host.store.heartbeat(self.name, "here", 10_000.0)
             await self.reaper.round()

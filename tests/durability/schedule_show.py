@@ -236,8 +236,9 @@ class Show:
                 await self._reap_after(self.service.checkpoints.retention_s + 1.0)
 
     async def _reap_after(self, seconds: float) -> None:
-        """As some gateway does every now and then."""
+        """As some gateway does every now and then; those that live have said so meanwhile, every few seconds."""
         await asyncio.sleep(seconds)
+        self.store.hear([g.name for g in self.gateways if g.lives and g.frozen_until <= self.loop._now], REAP_S)
         gateway = next(g for g in self.gateways if g.lives)
         await asyncio.wait({gateway.start(gateway.reap())})
 

@@ -46,6 +46,11 @@ class Redis(MemoryStore, Party):
             self._logs = {name: deque(lines) for name, lines in stood[1].items()}
         self._restarted(before)
 
+    def hear(self, gateways: Iterable[str], ttl_s: float) -> None:
+        """That they live."""
+        for name in gateways:
+            now(self.heartbeat(name, "here", ttl_s))
+
     def empty(self) -> None:
         before = self._lines()
         self.wipe()
