@@ -33,10 +33,10 @@ class ActorConfig:
     """How the actors of one model are run.
 
     count: how many; max_count: as many as that where load asks for more (null: `count`), and fewer again when fewer
-    would have done for `shrink_s`. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for their States and
-    steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can). slack_share: of
-    the time until a viewer has played all there is, what its step may take longer because others share it. num_gpus,
-    resources: what Ray must have free for one. eager: started with the service, not at first use. headroom: a new
+    would have done for `shrink_s`. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for
+    their States and steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can).
+    slack_share: of the time until a viewer has played all there is, what its step may take longer because others share
+    it. num_gpus, resources: what Ray must have free for one. eager: started with the service, not at first use. headroom: a new
     session is refused unless the sessions of any one actor would find room on the others, should it die.
     """
 
@@ -100,8 +100,9 @@ class ServiceConfig:
     it, those of a tenant in its own folder there ("": anywhere, which is for an open service that only this machine
     reaches).
     metrics_host, metrics_port: where Prometheus finds its figures, for which nobody is asked a token (port null: none
-    are kept; 0: any free one). metrics_ray: they go through Ray's own exporter, too, or only. log, trace: see `configs/telemetry.py`, checkpoints: `configs/durability.py`; what the
-    service which starts a cluster's controller says goes for its actors.
+    are kept; 0: any free one). metrics_ray: they go through Ray's own exporter, too, or only. log, trace: see
+    `configs/telemetry.py`, checkpoints: `configs/durability.py`; what the service which starts a cluster's controller
+    says goes for its actors.
     """
 
     host: str = "127.0.0.1"
