@@ -36,8 +36,9 @@ class ActorConfig:
     would have done for `shrink_s`. threads: torch threads each. max_sessions: sessions each. max_bytes: budget for
     their States and steps, each (null: no limit). max_batch: the most sessions that share a step (null: all that can).
     slack_share: of the time until a viewer has played all there is, what its step may take longer because others share
-    it. num_gpus, resources: what Ray must have free for one. eager: started with the service, not at first use. headroom: a new
-    session is refused unless the sessions of any one actor would find room on the others, should it die.
+    it. num_gpus, resources: what Ray must have free for one. eager: started with the service, not at first use.
+    headroom: a new session is refused unless the sessions of any one actor would find room on the others, should it
+    die.
     """
 
     count: int = 1
