@@ -1,7 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import riverrun.weights
 from riverrun.actors.loading import build
@@ -9,6 +11,9 @@ from riverrun.bench.adherence import Rig, held_out_scenes
 from riverrun.configs import load_model
 from riverrun.models.base import Chunk
 from riverrun.train.captions import build_tokenizer
+from riverrun.train.geometry_frames import batch_of, caption_clip
+from riverrun.train.geometry_measure import score
+from riverrun.train.geometry_start import FIELD_OF_VIEW
 from riverrun.train.measure import count_colours
 from riverrun.train.world import render
 
@@ -53,6 +58,21 @@ def test_the_geometry_stage_loads_and_speaks_of_a_frame():
     assert said["points"].shape == (1, 112, 112, 3)
     assert all(np.isfinite(said[port]).all() for port in ("depth", "points", "camera", "confidence"))
     assert model.describe(model.Params()).retained_bytes < 50e6
+
+
+def test_the_geometry_stage_sees_an_orbit_and_how_far_things_are():
+    model = build(load_model("infinitevggt-world"))
+    numbers = range(3_000_000, 3_000_012)
+    orbits = ("orbit left", "orbit right")
+    clips = [caption_clip(n, 2, 112, True, gap=8, motion=orbits[n % 2]) for n in numbers]
+    batch = batch_of(clips, [[0, 1]] * len(clips), FIELD_OF_VIEW)
+    found = score(model.model, batch)
+    assert found.rotation < 0.5 * found.rotation_still
+    assert found.translation < 0.5 * found.translation_still
+    assert found.depth < 0.5 * found.constant
+    strangers = torch.stack([batch.images[:, 0], batch.images[:, 1].roll(1, dims=0)], dim=1)
+    control = score(model.model, replace(batch, images=strangers))
+    assert control.rotation > 0.9 * found.rotation_still  # so the answer is read off the pictures
 
 
 def test_they_are_small_and_each_has_a_card():
