@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from riverrun.bench.service import Memory
 
 JUDGED_CHUNKS = 1000
-SETTLED, WINDOW, KEPT, TWIN_CHUNKS = 300, 100, 450, 150
+SETTLED, WINDOW, LATER, TWIN_CHUNKS = 300, 100, 150, 150
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Plan:
     twin: int
 
     @staticmethod
-    def of(chunks: int, switch: int) -> Plan:
-        """From 1,000 chunks on: settled after 300, windows of 100, the State of 450, 150 chunks side by side."""
+    def of(chunks: int, switch: int, settled: int = SETTLED) -> Plan:
+        """From 1,000 chunks on: settled after 300, windows of 100, the State of 150 later, 150 chunks side by side."""
         part = min(1.0, chunks / JUDGED_CHUNKS)
         return Plan(
             chunks=chunks,
-            settled=int(SETTLED * part),
+            settled=int(settled * part),
             window=max(1, int(WINDOW * part)),
             every=max(1, chunks // 200),
             switch=switch,
-            kept=max(1, int(KEPT * part)),
+            kept=max(1, int((settled + LATER) * part)),
             twin=max(2, int(TWIN_CHUNKS * part)),
         )
 

@@ -116,11 +116,11 @@ def test_twin_steps_the_early_state_beside_the_late_one(tmp_path: Path, monkeypa
         made, expected = model.step([state]), inner(Synthetic(), [plain])
         assert np.array_equal(made[0][0].data, expected[0][0].data)
     assert [step[1] for step in seen[:6]] == list(range(6))
-    both = seen[6:14]
-    assert sorted(both[:2]) == [("red", 3), ("red", 6)]
-    assert sorted(both[4:6]) == [("blue", 5), ("blue", 8)]
-    assert [first[1] >= 6 for first in both[::2]] == [False, True, False, True]  # in turn first
-    assert len(seen) == 6 + 8 + 2
+    threes = [seen[at : at + 3] for at in range(6, 18, 3)]  # the session's own step, then its twins in turn first
+    assert threes[0] == [("red", 6), ("red", 3), ("red", 6)]
+    assert threes[1] == [("red", 7), ("red", 7), ("red", 4)]
+    assert threes[2] == [("blue", 8), ("blue", 5), ("blue", 8)]
+    assert len(seen) == 6 + 12 + 2
     times = json.loads((tmp_path / TIMES).read_text())
     assert len(times["late"]) == len(times["early"]) == 4
     state = model.open(params, seed=6)  # a session after that is not compared
