@@ -159,7 +159,8 @@ class Planner:
             settings = self._settings(seen, rests=bool(self._orders) or now < self._rested + REST_S)
             before, have = floor.bottleneck_ms, self.pool.wanted
             plan, self._memory = decide(floor, waiting, now, self._memory, settings, idle, self.pool.starting)
-        self._scale(plan, seen, have)
+        if settings.scales:  # else there are as many as the configuration says, the dead among them
+            self._scale(plan, seen, have)
         self._move(plan, {each.member.name: each.member.incarnation for each in seen}, before, floor.bottleneck_ms)
 
     def orders(self) -> list[MoveOrder]:

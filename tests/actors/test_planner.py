@@ -216,3 +216,13 @@ def test_a_cordoned_actor_is_replaced_where_the_pool_may_grow():
     rig.tick()
     assert rig.pool.wanted == 3
     assert len(rig.pool.bundles()) == 0  # nothing that Ray counts
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_an_actor_that_dies_is_one_too_few(most):
+    rig = Rig(FakePool({"m-0": sessions("a"), "m-1": sessions("b")}, max_count=most))
+    del rig.pool.held["m-1"], rig.pool._members["m-1"]
+    rig.tick()
+    assert rig.pool.wanted == 2
+    rig.pool.fill()
+    assert {member.name for member in rig.pool._members.values()} == {"m-0", "m-1"}
