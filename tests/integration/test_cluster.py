@@ -80,6 +80,7 @@ def created(stubs, seed):
     return eventually(ask, NODE_S)
 
 
+@pytest.mark.slow  # Ray's autoscaler takes its minutes to start nodes and to let them go
 @pytest.mark.timeout(3 * NODE_S)
 def test_a_burst_makes_a_node_come_and_its_end_makes_one_go(cluster, stubs):
     nodes, _ = cluster
