@@ -116,8 +116,9 @@ class ControlDesk:
 
     async def _carried_before(self, line: ControlEntry, log: StepLog) -> None:
         control = await self._embedded(Control(line.revision, line.kind, line.value), line.stage)
-        before = [c for c in log.controls.get(line.step, ()) if c.revision != line.revision]
-        log.controls[line.step] = (*before, control)
+        known = {c.revision: c for c in log.controls.get(line.step, ())}
+        known[line.revision] = control  # in its place, if its line is there twice
+        log.controls[line.step] = tuple(known.values())
 
     async def _is_given(self, control: Control, stage: str) -> Given | None:
         """Where a stage was given a control under the runner before, which did not come to log it, or could not: it is

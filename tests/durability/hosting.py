@@ -28,7 +28,7 @@ class Directory:
             raise NotFound(f"there is no graph {name!r}")
         return self._graphs[name]
 
-    def placer(self, graph: Graph) -> Directory:
+    def placer(self, graph: Graph, session: str = "") -> Directory:
         return self
 
     async def find(self, stage: str, placement: Placement) -> Any:

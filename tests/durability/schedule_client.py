@@ -24,6 +24,7 @@ class Viewer:
     """show: has `reach(received)`. credits, lag: of frames it may be given, and how many it takes before it acks.
 
     window: input it sends before an ack. broad: its controls name no stage. over: how the session ended, "" until then.
+    nap_s: on its next connection it takes nothing for so long.
     """
 
     def __init__(self, show: Any, case: Case, dice: random.Random):
@@ -44,7 +45,7 @@ class Viewer:
         self.over = ""
         self.reading: asyncio.Task | None = None
         self.talks_to: tuple[Any, Any] | None = None  # gateway and runner, while it is connected
-        self.away_s = 0.0
+        self.away_s = self.nap_s = 0.0
         self.acks = asyncio.Event()
 
     def _ledger(self, port: str) -> Ledger:
@@ -96,6 +97,9 @@ class Viewer:
         self.talks_to = gateway, runner
         try:
             self._send_again(gateway, runner)
+            nap_s, self.nap_s = self.nap_s, 0.0
+            if nap_s:
+                await asyncio.sleep(nap_s)
             while not self.over and (item := await consumer.next()) is not None:
                 self._take(consumer, item)
                 if self.dice.random() < 0.1:

@@ -41,6 +41,8 @@ KINDS = {
     "finished": 1,
 }
 
+RIVALS = 0.25
+"""Share of the schedules that have one."""
 
 SOON_AFTER = (
     "both killed",
@@ -66,6 +68,9 @@ class Faults:
     due: list[Fault]
     weather: Weather
 
+    def add(self, faults: list[Fault]) -> None:
+        self.due = sorted([*self.due, *faults], key=lambda fault: fault.at)
+
 
 def draw_faults(dice: random.Random, most: int) -> Faults:
     count = dice.randint(0, most)
@@ -82,6 +87,11 @@ def draw_faults(dice: random.Random, most: int) -> Faults:
         share * dice.choice((0, 0, 0.3)), share * dice.choice((0, 1, 3)), share, dice.choice((0.05, 2, 40))
     )
     return Faults(due, weather)
+
+
+def draw_rivals(dice: random.Random) -> list[Fault]:
+    """Now and then, what brings two runners of one session to one step."""
+    return [Fault(dice.randint(10, 40), "rival")] if dice.random() < RIVALS else []
 
 
 def strike(show: Any, fault: Fault) -> None:
@@ -109,6 +119,8 @@ def strike(show: Any, fault: Fault) -> None:
             show.leave(at)
         case "actor frozen":
             done = _freeze_actor(show, until) and done
+        case "rival" if at.runs and not show.case.sent:
+            _rival(show, at)
         case "controller away":
             show.controller.away_until = until
         case "redis away":
@@ -149,6 +161,18 @@ def strike(show: Any, fault: Fault) -> None:
             done = ""
     if done:
         world.struck[done] += 1
+
+
+def _rival(show: Any, at: Any) -> None:
+    """A gateway stands still for a short time and its client goes to another one, where it pauses, takes no frame, and
+    gives a prompt when the first one is awake: that may make the step that is to carry it."""
+    loop, viewer, span = show.world.loop, show.viewer, show.world.dice.choice((0.1, 0.3, 1.0))
+    at.frozen_until = loop._now + span
+    show.leave(at)
+    viewer.nap_s = span + 0.15
+    loop.call_soon(viewer.control, "pause", True)  # it has left then
+    loop.call_later(span + 0.1, lambda: viewer.control("prompt", PROMPTS[viewer.revision + 1]))
+    loop.call_later(span + 0.2, viewer.control, "pause", False)
 
 
 def _kill_actor(show: Any) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from schedule_client import Viewer
 from schedule_controller import Controller
 from schedule_disk import Disk
-from schedule_faults import draw_faults, strike
+from schedule_faults import draw_faults, draw_rivals, strike
 from schedule_gateways import Gateway
 from schedule_graphs import SEED, draw
 from schedule_ledger import Violation, demand
@@ -69,6 +69,7 @@ class Show:
         self.store.untold = lambda: [line for gateway in self.gateways for line in gateway.untold]
         self.viewer = Viewer(self, self.case, dice)
         self.faults = draw_faults(dice, many_faults)
+        self.faults.add(draw_rivals(random.Random(seed + 2)))
         self.asked = 0
         self.broken: BaseException | None = None
         self.playing: asyncio.Task[None]

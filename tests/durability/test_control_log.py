@@ -122,3 +122,28 @@ def test_controls_wait_when_the_log_is_full_and_no_checkpoint_can_be_taken(w, cl
         await runner.close("over")
 
     run(body())
+
+
+def test_a_line_that_the_log_has_twice_keeps_its_place_in_the_step(w, clock, run):
+    """The second came late; the newer of two prompts that one step carried must stay the one in force."""
+
+    async def body():
+        config = RunnerConfig(cadence=Cadence(chunks=10_000, seconds=1e9), ring_frames=4096)
+        world = w.World(clock)
+        runner = await world.open(SOURCE, config, params=PARAMS)
+        for number in (1, 2):  # while nothing is read, and so no step is made
+            await runner.control(Control(number, "prompt", f"p{number}"))
+        first = w.Client()
+        await first.read(runner, 4 * CHUNK, ack=False)
+        one, two = [line for line in await world.store.read_log("s1") if line.step >= 0]
+        assert (one.revision, two.revision, one.step) == (1, 2, two.step)
+        await world.store.log(await world.store.get("s1"), one)
+        await world.crash(runner)
+        world.kill(runner.record.placement["a"].actor)
+        runner = await world.take_over(SOURCE, config, {})
+        again = w.Client()
+        await again.read(runner, 4 * CHUNK)
+        assert again.pixels == first.pixels
+        await runner.close("over")
+
+    run(body())

@@ -23,6 +23,7 @@ from riverrun.graphs.driver import StageDriver  # noqa: E402
 from riverrun.graphs.edge import EdgeQueue  # noqa: E402
 from riverrun.graphs.flow import Flow  # noqa: E402
 from riverrun.graphs.ring import OutputRing  # noqa: E402
+from riverrun.graphs.stage import Epoch  # noqa: E402
 from riverrun.graphs.steplog import StepLog  # noqa: E402
 from riverrun.store.checkpoints import Mark  # noqa: E402
 from riverrun.store.memory import MemoryStore  # noqa: E402
@@ -137,6 +138,15 @@ def no_rewind(patch: Any) -> None:
     patch.setattr(EdgeQueue, "rewind", lambda self, taken, frames: None)
 
 
+def no_fence(patch: Any) -> None:
+    """A State is stepped by a runner that another one has taken over from."""
+
+    def newest(self: StageSession, epoch: Epoch) -> None:
+        self.epoch = max(self.epoch, epoch, key=lambda each: each.number)
+
+    patch.setattr(StageSession, "fence", newest)
+
+
 def lost_wish(patch: Any) -> None:
     """A stage is not asked to make again what is lost."""
     patch.setattr(Flow, "_want_again", lambda self, driver, why: None)
@@ -147,7 +157,7 @@ PLANTED = {
     too_far: 3,
     no_compare: 44,
     step_twice: 3,
-    frame_twice: 2,
+    frame_twice: 10,
     chunk_twice: 3,
     late_control: 240,
     unlogged_control: 42,
@@ -155,7 +165,8 @@ PLANTED = {
     early_ack: 129,
     early_forgetting: 5,
     no_rewind: 1,
-    lost_wish: 2,
+    no_fence: 397,
+    lost_wish: 10,
 }
 """And the seed that found it when this was written: it is tried first."""
 
