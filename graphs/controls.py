@@ -107,7 +107,8 @@ class ControlDesk:
                 await self._pause(line.value)
                 continue
             targets = [s for s in self._targets(control, line.stage) if (line.revision, s) not in carried]
-            if due := tuple([s for s in targets if not await self._is_given(control, s)]):
+            found = [s for s in targets if await self._is_given(control, s) or await self._is_overtaken(control, s)]
+            if due := tuple([s for s in targets if s not in found]):
                 self._receipts[line.revision] = []
                 self._pending[line.revision], self._uncarried[line.revision] = set(due), set(due)
                 self._encodings.put_nowait(_Arrival(control, line.stage, due))
@@ -117,8 +118,20 @@ class ControlDesk:
     async def _carried_before(self, line: ControlEntry, log: StepLog) -> None:
         control = await self._embedded(Control(line.revision, line.kind, line.value), line.stage)
         known = {c.revision: c for c in log.controls.get(line.step, ())}
-        known[line.revision] = control  # in its place, if its line is there twice
-        log.controls[line.step] = tuple(known.values())
+        known[line.revision] = control
+        log.controls[line.step] = tuple(each for _, each in sorted(known.items()))  # a line may come twice, or late
+
+    async def _is_overtaken(self, control: Control, stage: str) -> bool:
+        """Whether a stage has carried a newer one: then it was given this one no later, and the line that said so is
+        lost. It is logged with that one, before it."""
+        steps = sorted(self._logs[stage].controls.items())
+        step = next((step for step, carried in steps if any(c.revision > control.revision for c in carried)), None)
+        if step is None:
+            return False
+        line = ControlEntry(control.revision, control.kind, control.value, stage, step)
+        await self._keeper.log(line)
+        await self._carried_before(line, self._logs[stage])
+        return True
 
     async def _is_given(self, control: Control, stage: str) -> Given | None:
         """Where a stage was given a control under the runner before, which did not come to log it, or could not: it is

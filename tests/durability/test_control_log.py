@@ -8,6 +8,8 @@ from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
 from riverrun.models.base import Control, Unavailable
+from riverrun.models.synthetic import source_frame
+from riverrun.store.records import ControlEntry
 from riverrun.tests.durability.world import Encoder
 
 SOURCE = Graph("source", (StageSpec("a", "m"),), {"frames": Endpoint("a", "frames")})
@@ -144,6 +146,32 @@ def test_a_line_that_the_log_has_twice_keeps_its_place_in_the_step(w, clock, run
         again = w.Client()
         await again.read(runner, 4 * CHUNK)
         assert again.pixels == first.pixels
+        await runner.close("over")
+
+    run(body())
+
+
+def test_a_control_whose_step_was_lost_does_not_come_after_a_newer_one(w, clock, run):
+    """The store failed over without the line that said which step carried it; the newer prompt stays in force."""
+
+    async def body():
+        config = RunnerConfig(cadence=Cadence(chunks=10_000, seconds=1e9), ring_frames=4096)
+        world = w.World(clock)
+        runner, client = await steered(w, world, config, 2)
+        await client.read(runner, 5 * CHUNK, ack=False)  # both are in force
+        lines = world.store._logs["s1"]
+        lost = next(line for line in lines if (entry := ControlEntry.from_json(line)).step >= 0 and entry.revision == 1)
+        lines.remove(lost)
+        await world.crash(runner)
+        world.kill(runner.record.placement["a"].actor)
+        runner = await world.take_over(SOURCE, config, {"frames": len(client.frames)})
+        again = [line for line in await world.store.read_log("s1") if line.step >= 0]
+        assert [line.revision for line in again] == [2, 1]
+        assert len({line.step for line in again}) == 1
+        await client.read(runner, 8 * CHUNK)
+        assert {f.revision for f in client.frames[-3 * CHUNK :]} == {2}
+        frame = client.frames[-1]
+        assert (frame.array == source_frame(0, "p2", frame.number // CHUNK, frame.number, 4, 4)).all()
         await runner.close("over")
 
     run(body())
