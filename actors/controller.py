@@ -127,6 +127,12 @@ class Controller:
         wishes = [PlaceWish(node=node, session=session, stage=stage) for stage in names]
         return [planner.place(wish) for planner, wish in zip(planners, wishes, strict=True)]
 
+    @ray.method(concurrency_group="looks")
+    def settle(self, session: str) -> None:
+        """A session that was given places has opened, or will not."""
+        for planner in self._planners.values():
+            planner.settle(session)
+
     @carried
     @ray.method(concurrency_group="places")
     def place_one(self, model: str, wish: PlaceWish) -> Place:

@@ -73,6 +73,11 @@ class Directory:
             fields={name: frozenset(param.name for param in p.info.params) for name, p in places.items()},
         )
 
+    def settled(self, session: str) -> None:
+        """A new session has opened where it was placed, or will not: nobody keeps its places free any longer. Does not
+        wait; should it be lost, they are free again a moment later."""
+        self._controller.settle.remote(session)
+
     def placer(self, graph: Graph, session: str = "") -> Placer:
         """Finds actors for the stages of a session after it was opened."""
         return SessionPlacer(self._controller, graph, session)

@@ -132,14 +132,17 @@ class SessionHost:
 
     async def _create(self, graph: Graph, wish: SessionWish, script: Sequence[TimedControl]) -> Hosted:
         session = uuid.uuid4().hex
-        placed = await self.directory.place(graph, session)
-        self._check_open()  # a model may have been loading for minutes
-        token = secrets.token_urlsafe(24)
-        record = self._record(session, graph, wish, placed, token)
-        written = replace(record, version=1)  # as the store will have it
-        runner = self._runner(written, graph, placed.stages, placed.encoders, script)
-        runner.observer.wanted(wish.trace)
-        return await self._open(Hosted(runner, token), record)
+        try:
+            placed = await self.directory.place(graph, session)
+            self._check_open()  # a model may have been loading for minutes
+            token = secrets.token_urlsafe(24)
+            record = self._record(session, graph, wish, placed, token)
+            written = replace(record, version=1)  # as the store will have it
+            runner = self._runner(written, graph, placed.stages, placed.encoders, script)
+            runner.observer.wanted(wish.trace)
+            return await self._open(Hosted(runner, token), record)
+        finally:
+            self.directory.settled(session)
 
     def _runners(self) -> Iterator[Runner]:
         return (hosted.runner for hosted in list(self._hosted.values()))

@@ -81,6 +81,11 @@ class Planner:
                 raise Unavailable(f"no other actor of model {model!r} runs; one may be starting")
         raise self.pool.nobody()
 
+    def settle(self, session: str) -> None:
+        """It has opened, or will not: what it was promised counts no longer."""
+        with self._lock:
+            self._promised = {who: at for who, at in self._promised.items() if who.rpartition("/")[0] != session}
+
     def _place(self, fit: Mapping[str, Seen], wish: PlaceWish) -> Place:
         with self._lock:  # two at once must not both be given the last place
             loads = [self._load(seen) for seen in fit.values()]

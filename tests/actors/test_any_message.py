@@ -80,7 +80,9 @@ class House:
         stages = {"turn": Local(self.worker, self.threads)}
         fields = {"turn": frozenset(p.name for p in param_infos(SyntheticParams))}
         placed = Placed(stages, {}, {"turn": Placement("a", "synthetic", "i1")}, fields)
-        directory = SimpleNamespace(graph=self.graph, place=lambda *_, **__: asyncio.sleep(0, placed))
+        directory = SimpleNamespace(
+            graph=self.graph, place=lambda *_, **__: asyncio.sleep(0, placed), settled=lambda session: None
+        )
         clock = SystemClock()
         self.host = SessionHost(directory, MemoryStore(now=clock.now), clock, ServiceConfig(), "here")
         self.call(self._start(directory))

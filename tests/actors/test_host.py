@@ -47,7 +47,11 @@ class Idle:
 
 def host_on(store):
     placed = Placed(stages={"gen": Idle()}, encoders={}, placement={}, fields={"gen": frozenset()})
-    directory = SimpleNamespace(graph=lambda name: GRAPH, place=lambda graph, session: asyncio.sleep(0, placed))
+    directory = SimpleNamespace(
+        graph=lambda name: GRAPH,
+        place=lambda graph, session: asyncio.sleep(0, placed),
+        settled=lambda session: None,
+    )
     return SessionHost(directory, store, SystemClock(), ServiceConfig(), "here")
 
 

@@ -123,6 +123,17 @@ def test_a_place_that_was_promised_is_not_given_twice():
         rig.place("z")
 
 
+def test_who_has_opened_or_will_not_keeps_no_place():
+    rig = Rig(FakePool({"m-0": sessions("a", "b", "c")}))
+    for refused in ("v", "w", "x"):  # as many as would fill it, all refused for what they asked
+        assert rig.place(refused) == "m-0"
+        rig.planner.settle(refused)
+    rig.pool.held["m-0"].update(sessions("y"))
+    rig.planner.settle("y")
+    with pytest.raises(NoRoom):
+        rig.place("z")
+
+
 def test_a_cordoned_actor_gets_only_who_asks_for_it():
     rig = Rig(FakePool({"m-0": sessions(), "m-1": sessions("a")}))
     rig.pool.cordon({"m-0-life": 2000.0})

@@ -71,6 +71,9 @@ def test_four_on_an_actor_are_more_than_it_keeps_up_with() -> None:
 
 def test_sessions_that_nobody_plays_yet_share_with_all() -> None:
     policy = AsServed("as served", 4, 1, Formula())
+    for _ in range(3):  # fewer steps say nothing of how long one takes
+        policy.saw(60.0, 1, 60.0)
+        policy.saw(60.0, 2, 110.0)
     ready = [Ready(f"s{n}", 0.1, "", random.random()) for n in range(3)]
     assert len(policy.batch([*ready, Ready("new", 0.0, "", 0.0, is_new=True)], 60.0)) == 4
     assert len(policy.batch(ready, 60.0)) == 1

@@ -28,6 +28,9 @@ class Directory:
             raise NotFound(f"there is no graph {name!r}")
         return self._graphs[name]
 
+    def settled(self, session: str) -> None:
+        """It keeps no places for those that are coming."""
+
     def placer(self, graph: Graph, session: str = "") -> Directory:
         return self
 

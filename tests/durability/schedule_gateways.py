@@ -39,6 +39,9 @@ class Directory:
     def graph(self, name: str) -> Graph:
         return self._graph
 
+    def settled(self, session: str) -> None:
+        """It keeps no places for those that are coming."""
+
     def placer(self, graph: Graph, session: str = "") -> Placer:
         return Placer(self._world, self._controller, self._gateway, self._models)
 

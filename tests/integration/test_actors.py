@@ -69,9 +69,9 @@ def test_one_failing_session_is_told_why_and_the_other_goes_on(stubs, code):
 @pytest.mark.parametrize("how", ["kill", "exit"])
 def test_a_dead_actor_ends_its_sessions_clearly_and_is_replaced(stubs, code, how):
     session = stubs.create(params={"exit_at": 5} if how == "exit" else {})
+    before = the_actor(stubs)
     stream = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=400)])
     stream.frames(8)
-    before = the_actor(stubs)
     if how == "kill":
         os.kill(before.pid, signal.SIGKILL)
     event = stream.until("event")
