@@ -150,7 +150,9 @@ class Show:
             self.world.struck["taken over"] += at.runner is not was
             self.asked = 0
             return at
-        if isinstance(error, SessionEnded | NotFound):
+        if isinstance(error, NotFound) and self.store.record(self.session):
+            self.viewer.away_s = 2.0  # its runner has told the store of it again meanwhile
+        elif isinstance(error, SessionEnded | NotFound):
             self._over(self.store.record(self.session))
         elif isinstance(error, Unavailable):
             self.world.struck[f"not reached: {type(error).__name__}"] += 1
