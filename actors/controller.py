@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -83,6 +85,8 @@ class Controller:
         self._planners = {n: Planner(p, self._decisions) for n, p in pools if p.config.stage != "encoder"}
         self._step_timeout_s = step_timeout_s
         self._notebook = Notebook(NAME if is_shared else ray.get_runtime_context().get_actor_id())
+        self._life = uuid.uuid4().hex
+        self._notebook.claim(self._life)
         self._notes = self._notebook.read()
         self._noting = threading.Lock()
         self._asked: list[dict[str, float]] | None = None
@@ -254,6 +258,7 @@ class Controller:
         """Replaces what died, ends what hangs, and decides, for ever."""
         while True:
             time.sleep(WATCH_S)
+            self._end_if_replaced()
             for pool in self._pools.values():
                 try:
                     self._look(pool)
@@ -264,6 +269,17 @@ class Controller:
                 self._ask_for_nodes()
             except Exception:
                 log.exception("the cluster could not be told what is wanted")
+
+    def _end_if_replaced(self) -> None:
+        """On a node that Ray has given up a controller may live on beside the next one. Two would each start actors."""
+        try:
+            if self._notebook.is_held_by(self._life):
+                return
+        except Exception:
+            log.exception("whether another controller has taken over is not known")
+            return
+        log.error("another controller has taken over; this one ends")
+        os._exit(1)
 
     def _look(self, pool: Pool) -> None:
         seen = pool.looks()

@@ -26,6 +26,14 @@ class Notebook:
 
     def __init__(self, name: str) -> None:
         self._key = f"riverrun:{name}".encode()
+        self._holder = f"riverrun:{name}:holder".encode()
+
+    def claim(self, who: str) -> None:
+        """`who` holds it from now on, whoever held it before."""
+        _internal_kv_put(self._holder, who.encode(), overwrite=True)
+
+    def is_held_by(self, who: str) -> bool:
+        return _internal_kv_get(self._holder) == who.encode()
 
     def read(self) -> Notes:
         kept = _internal_kv_get(self._key)

@@ -6,6 +6,8 @@ import grpc
 import pytest
 import ray
 
+from riverrun.actors.controller import NAME
+from riverrun.actors.notes import Notebook
 from riverrun.models.synthetic import frame_number
 from riverrun.protos import riverrun_pb2 as pb
 
@@ -140,6 +142,17 @@ def test_the_controller_dies_and_the_next_one_goes_on_from_what_is_there(stubs, 
     freeze(stubs, thaw=True)
     eventually(lambda: where(stubs, sessions) == ["level-0", "level-0", "level-1"])
     reading.more(20)
+
+
+def test_a_controller_that_another_has_replaced_ends(stubs, crowded):
+    """As on a node that Ray has given up: it must not go on beside the new one. Here Ray starts it again."""
+    _, reading = crowded
+    before, notebook = lives(stubs), Notebook(NAME)
+    notebook.claim("another")
+    eventually(lambda: not notebook.is_held_by("another"))  # the next life of it has claimed it
+    eventually(lambda: _answers(stubs))
+    reading.more(20)
+    assert lives(stubs) == before
 
 
 def _answers(stubs):
