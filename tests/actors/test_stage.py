@@ -60,8 +60,8 @@ class Stepper:
 def stepper():
     made = []
 
-    def make(model=None, max_sessions=4, max_bytes=None) -> Stepper:
-        made.append(Stepper(StageWorker(model or Synthetic(), "one", max_sessions, max_bytes)))
+    def make(model=None, max_sessions=4, max_bytes=None, **more) -> Stepper:
+        made.append(Stepper(StageWorker(model or Synthetic(), "one", max_sessions, max_bytes, **more)))
         return made[-1]
 
     yield make
@@ -390,7 +390,7 @@ def test_who_has_a_reply_can_ask_for_its_checkpoint(monkeypatch):
 
 def test_the_viewer_with_least_left_is_served_first(stepper):
     """Those that may share a step go along only as far as its slack bears; nobody waits for ever."""
-    one = Stepper(StageWorker(Synthetic(), "one", 8))
+    one = stepper(max_sessions=8)
     for name in "abc":
         one.open(name, batch=False)
     for name, lead in (("a", 9.0), ("b", 0.5), ("c", 4.0)):
@@ -411,9 +411,9 @@ def test_the_viewer_with_least_left_is_served_first(stepper):
         ((0.0, 0.0, 0.0), 1),  # all are late: together most is made
     ],
 )
-def test_a_late_session_is_held_up_by_part_of_its_slack(leads, batches):
+def test_a_late_session_is_held_up_by_part_of_its_slack(stepper, leads, batches):
     clock = FakeClock()
-    one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
+    one = stepper(Timed(clock, each_ms=40), 8, clock=clock)
     for name in "abc":
         one.open(name)
     for seq in range(3):  # what steps take is learned: alone and together
@@ -425,10 +425,10 @@ def test_a_late_session_is_held_up_by_part_of_its_slack(leads, batches):
     assert one.worker.health().steps - before == batches
 
 
-def test_where_not_all_can_be_served_in_time_tenants_take_turns():
+def test_where_not_all_can_be_served_in_time_tenants_take_turns(stepper):
     """One tenant has three sessions that wait, the other one that has something left: it has every other step."""
     clock = FakeClock()
-    one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
+    one = stepper(Timed(clock, each_ms=40), 8, clock=clock)
     for name in "abcz":
         one.open(name, batch=False)
     turns, due = [], dict.fromkeys("abcz", 0)
@@ -446,7 +446,7 @@ def test_where_not_all_can_be_served_in_time_tenants_take_turns():
 
 def test_what_steps_take_is_told_by_how_many_want_chunks(stepper):
     clock = FakeClock()
-    one = Stepper(StageWorker(Timed(clock, each_ms=40), "one", 8, clock=clock))
+    one = stepper(Timed(clock, each_ms=40), 8, clock=clock)
     for name in "ab":
         one.open(name)
     one.step("a", 0)
@@ -460,7 +460,7 @@ def test_what_steps_take_is_told_by_how_many_want_chunks(stepper):
 
 
 def test_a_retired_actor_lets_nobody_in(stepper):
-    one = Stepper(StageWorker(Synthetic(), "one", 8))
+    one = stepper(max_sessions=8)
     one.open("a")
     assert not one.worker.retire()
     one.worker.close("a", FIRST)
