@@ -132,11 +132,13 @@ class Planner:
         return None
 
     def _load(self, seen: Seen) -> Load:
-        """Who was promised a place and has not come yet counts as there."""
+        """Who was promised a place and has not come yet counts as there. Once seen, the promise is kept."""
         health, now = seen.health, self._clock()
-        here = {f"{r.session}/{r.stage}" for r in seen.look.residents}
-        self._promised = {who: (at, until) for who, (at, until) in self._promised.items() if until > now}
-        coming = sum(at == health.incarnation and who not in here for who, (at, _) in self._promised.items())
+        here = {(f"{r.session}/{r.stage}", health.incarnation) for r in seen.look.residents}
+        self._promised = {
+            who: (at, until) for who, (at, until) in self._promised.items() if until > now and (who, at) not in here
+        }
+        coming = sum(at == health.incarnation for at, _ in self._promised.values())
         reserved = health.reserved_bytes + coming * health.retained_bytes
         sizes = (health.retained_bytes, health.peak_bytes)
         name, taken = seen.member.name, health.sessions + coming
@@ -162,17 +164,18 @@ class Planner:
             waiting = [Session(who, usual) for who in self._wanting]
             idle = sum(len(s.look.residents) for s in seen) - len(floor.home)
             settings = self._settings(seen, rests=bool(self._orders) or now < self._rested + REST_S)
-            before, have = floor.bottleneck_ms, self.pool.wanted
+            before = floor.bottleneck_ms
             plan, self._memory = decide(floor, waiting, now, self._memory, settings, idle, self.pool.starting)
         if settings.scales:  # else there are as many as the configuration says, the dead among them
-            self._scale(plan, seen, have)
+            self._scale(plan, seen)
         self._move(plan, {each.member.name: each.member.incarnation for each in seen}, before, floor.bottleneck_ms)
 
     def orders(self) -> list[MoveOrder]:
         """What is to be moved."""
         return [order.move for order in self._orders]
 
-    def _scale(self, plan: Plan, seen: Sequence[Seen], have: int) -> None:
+    def _scale(self, plan: Plan, seen: Sequence[Seen]) -> None:
+        have = self.pool.wanted
         staying = [s.member for s in seen if s.member.until is None]
         cordoned = sum(not self.pool.is_open(member) for member in staying)
         self.pool.resize(plan.workers + cordoned, plan.released)

@@ -134,6 +134,16 @@ def test_who_has_opened_or_will_not_keeps_no_place():
         rig.place("z")
 
 
+def test_who_came_and_has_ended_keeps_no_place():
+    """As one that was brought back here: nobody settles it."""
+    rig = Rig(FakePool({"m-0": sessions("a", "b", "c")}))
+    assert rig.place("x", avoid="another-life") == "m-0"
+    rig.pool.held["m-0"].update(sessions("x"))
+    rig.tick()
+    del rig.pool.held["m-0"]["x/s"]
+    assert rig.place("y") == "m-0"
+
+
 def test_a_cordoned_actor_gets_only_who_asks_for_it():
     rig = Rig(FakePool({"m-0": sessions(), "m-1": sessions("a")}))
     rig.pool.cordon({"m-0-life": 2000.0})
