@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -122,13 +122,12 @@ class Controller:
 
     @carried
     @ray.method(concurrency_group="places")
-    def place(self, models: Sequence[str], session: str = "", stages: Sequence[str] = ()) -> list[Place]:
+    def place(self, models: Sequence[str], session: str, stages: Sequence[str]) -> list[Place]:
         """An actor for each stage's model, on one node if they fit there. session, stages: whom it is for. Raises
         BadRequest (no such model), NoRoom, Unavailable."""
         planners = [self._planner(model) for model in models]
         node = shared_node([planner.loads() for planner in planners]) if len(planners) > 1 else ""
-        names = stages or [""] * len(models)
-        wishes = [PlaceWish(node=node, session=session, stage=stage) for stage in names]
+        wishes = [PlaceWish(node=node, session=session, stage=stage) for stage in stages]
         return [planner.place(wish) for planner, wish in zip(planners, wishes, strict=True)]
 
     @ray.method(concurrency_group="looks")
@@ -258,28 +257,24 @@ class Controller:
         """Replaces what died, ends what hangs, and decides, for ever."""
         while True:
             time.sleep(WATCH_S)
-            self._end_if_replaced()
-            for pool in self._pools.values():
-                try:
-                    self._look(pool)
-                except Exception:
-                    log.exception("looking after model %s failed", pool.config.name)
-            try:
-                self._keep_notes()
-                self._ask_for_nodes()
-            except Exception:
-                log.exception("the cluster could not be told what is wanted")
+            self._try("looking for another controller", self._end_if_replaced)
+            for name, pool in self._pools.items():
+                self._try(f"looking after model {name}", partial(self._look, pool))
+            self._try("keeping notes", self._keep_notes)
+            self._try("asking for nodes", self._ask_for_nodes)
+
+    def _try(self, what: str, does: Callable[[], None]) -> None:
+        """The watch goes on whatever one look raises."""
+        try:
+            does()
+        except Exception:
+            log.exception("%s failed", what)
 
     def _end_if_replaced(self) -> None:
         """On a node that Ray has given up a controller may live on beside the next one. Two would each start actors."""
-        try:
-            if self._notebook.is_held_by(self._life):
-                return
-        except Exception:
-            log.exception("whether another controller has taken over is not known")
-            return
-        log.error("another controller has taken over; this one ends")
-        os._exit(1)
+        if not self._notebook.is_held_by(self._life):
+            log.error("another controller has taken over; this one ends")
+            os._exit(1)
 
     def _look(self, pool: Pool) -> None:
         seen = pool.looks()
@@ -298,7 +293,7 @@ class Controller:
         cordons = self._notes.cordons
         if cordons:
             there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            there |= {each.incarnation for pool in self._pools.values() for each in pool.healths()}
+            there |= {life for pool in self._pools.values() for life in pool.lives()}
             cordons = {key: until for key, until in cordons.items() if key in there}
         if (cordons, leaving) != (self._notes.cordons, self._notes.leaving):
             self._note(cordons=cordons, leaving=leaving)

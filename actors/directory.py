@@ -52,7 +52,7 @@ class Directory:
             raise NotFound(f"there is no graph {name!r}; there are {', '.join(sorted(self.graphs)) or 'none'}")
         return self.graphs[name]
 
-    async def place(self, graph: Graph, session: str = "") -> Placed:
+    async def place(self, graph: Graph, session: str) -> Placed:
         """An actor with room for each stage. Where more actors are being started, it waits for one a while. Raises
         NoRoom, Unavailable, BadRequest (a model that is not there)."""
         names = [stage.name for stage in graph.stages]

@@ -91,6 +91,11 @@ class Pool:
         with self._lock:
             return sorted(m.name for m in self._staying())
 
+    def lives(self) -> set[str]:
+        """Incarnations of all its actors, as far as is known without asking them."""
+        with self._lock:
+            return {member.incarnation for member in self._members.values()}
+
     def looks(self, timeout_s: float = 0.0) -> list[Seen]:
         """Those that are loaded and answer; waits for the first one to load. Dead ones are taken out."""
         return self._ask(self._loaded(timeout_s))
