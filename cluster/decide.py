@@ -45,19 +45,19 @@ def decide(
     slowest one while that gains more than it costs (`Γ = L − L′ − η·κ`).
 
     idle: sessions that hold a place and want no chunks. starting: workers that are on their way, and the first to be
-    let go. Workers on the floor that are cordoned already are none of
-    those that are counted. Under overload, where workers are at their most, who finds no place goes on waiting.
+    let go. Workers on the floor that are cordoned already do not count. Under overload, where workers are at their
+    most, who finds no place goes on waiting.
     """
     moves = [move for session in waiting if (move := floor.place(session))]
     desks = [desk for desk in floor.desks.values() if not desk.is_cordoned]
-    have = count = len(desks) + starting
+    count = len(desks) + starting
     why, released = "the number of workers is fixed", list[str]()
     if settings.scales:
         active = len(floor.home) + len(waiting) - len(moves) + idle
-        wanted = target(settings.rule, memory, now, active, have)
+        wanted = target(settings.rule, memory, now, active, count)
         count, why, memory = wanted.workers, wanted.why, wanted.memory
-    if count + starting < have:
-        moved, released = let_go(floor, have - starting - count, settings.moves)
+    if count < len(desks):
+        moved, released = let_go(floor, len(desks) - count, settings.moves)
         moves += moved
     if settings.moves:
         least = max(settings.least_gain_ms, settings.least_share * floor.bottleneck_ms)

@@ -53,6 +53,8 @@ def batch(
     if not ready:
         return []
     first, *others = order(ready, ample_s)
+    if not others:  # most steps of a service: nothing to be asked of what was measured
+        return [first]
     alone = batch_ms(1)
     slack_ms = 0.0 if first.is_new else max(first.lead_s * 1000, 0.0)
     limit_ms = math.inf if spend == math.inf else max(spend * slack_ms, alone)
