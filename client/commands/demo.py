@@ -16,7 +16,7 @@ import typer
 
 import riverrun
 from riverrun.client.commands.common import AsJson, ConfigFile, Overrides, checked, err, show_json, started
-from riverrun.client.commands.geometry import geometry_for, joined, plain_outputs
+from riverrun.client.commands.geometry import plain_outputs
 from riverrun.client.commands.play import play, show_summary
 from riverrun.client.commands.run import writers_for
 from riverrun.client.errors import Unavailable
@@ -89,7 +89,7 @@ def film(
         account, chain = Account([o.port for o in stream.session.outputs]), ChainShot({p: p for p in pictures})
         sheet = ContactSheet(f"riverrun demo · graph {graph} · {output.fps:g} fps", PROMPTS[0])
         path = folder / "demo.mp4"
-        writers = joined(writers_for(stream, path), geometry_for(stream, path, GEOMETRY, None, params))
+        writers = writers_for(stream, path, GEOMETRY, None, params)
         recorder = Recorder(stream, started_at, [Switch(seconds / 2, PROMPTS[1])], writers, sheet)
         with contextlib.closing(recorder):
             for frame in play(recorder, total):

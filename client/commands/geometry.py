@@ -35,7 +35,7 @@ def plain_outputs(session: pb.Session) -> list[pb.OutputPort]:
 
 
 def geometry_for(
-    stream: Stream, output: Path | None, formats: Sequence[str], given: Input | None, params: Mapping[str, Any]
+    stream: Stream, output: Path, formats: Sequence[str], given: Input | None, params: Mapping[str, Any]
 ) -> dict[str, Writer]:
     """A writer for all ports of geometry, in the folder `output` (its name without an ending); none without any.
 
@@ -43,7 +43,7 @@ def geometry_for(
     last stage was fed.
     """
     session = stream.session
-    if output is None or not has_geometry(session):
+    if not has_geometry(session):
         return {}
     pictures = [o.port for o in plain_outputs(session) if o.kind == "frames"]
     originals = pictures[-1] if pictures and given is None else None

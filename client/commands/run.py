@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,9 +81,7 @@ def run(
         started = time.monotonic()
         params, length = options_for(rr, graph, given, params, length)
         with rr.stream(graph, prompt=prompt, seed=seed, codec=codec, lead=lead, **length, **params) as stream:
-            writers = joined(
-                writers_for(stream, output, given), geometry_for(stream, output, files_wanted, given, params)
-            )
+            writers = writers_for(stream, output, files_wanted, given, params)
             recorder = Recorder(stream, started, switches, writers, _sheet(sheet, stream, prompt))
             with fed(stream, given, writers) as total:
                 made = total or frames or round(length.get("seconds", 0) * stream.session.outputs[0].fps)
@@ -119,11 +118,17 @@ def parse_switch(text: str) -> Switch:
         return _no_switch(text)
 
 
-def writers_for(stream: Stream, output: Path | None, given: Input | None = None) -> dict[str, Writer]:
-    """A writer for each output: the first at `output`, the others beside it with their name added. given: a film made
-    of its frames is like it."""
+def writers_for(
+    stream: Stream, output: Path | None, formats: Sequence[str], given: Input | None, params: Mapping[str, Any]
+) -> dict[str, Writer]:
+    """A writer for each output: the first at `output`, the others beside it with their name added, and all of geometry
+    in a folder, in `formats`. given: a film made of its frames is like it. params: as the session was asked for."""
     if output is None:
         return {}
+    return joined(_plain(stream, output, given), geometry_for(stream, output, formats, given, params))
+
+
+def _plain(stream: Stream, output: Path, given: Input | None) -> dict[str, Writer]:
     writers: dict[str, Writer] = {}
     for place, port in enumerate(plain_outputs(stream.session)):
         path = output if place == 0 else output.with_name(f"{output.stem}.{port.port}{output.suffix}")
