@@ -32,7 +32,7 @@ class Plan:
         part = min(1.0, chunks / JUDGED_CHUNKS)
         return Plan(
             chunks=chunks,
-            settled=int(settled * part),
+            settled=min(int(settled * part), chunks // 2),
             window=max(1, int(WINDOW * part)),
             every=max(1, chunks // 200),
             switch=switch,

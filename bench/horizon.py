@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chunks = options.chunks or (QUICK_CHUNKS if options.quick else SUBJECTS[model].chunks)
     if chunks < 20 or options.switch < 1:
         parser.error("at least 20 chunks, and --switch at least 1")
-    plan = Plan.of(chunks, options.switch, min(SUBJECTS[model].settled, chunks // 2))
+    plan = Plan.of(chunks, options.switch, SUBJECTS[model].settled)
     figures = measure(model, plan)
     print(show(figures, plan), flush=True)
     settings = {"model": model, **asdict(plan)}
