@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from riverrun.protos import riverrun_pb2 as pb
 
 from .nodes import Node
 from .processes import find, kill, until
+from .services import Gateway
 from .viewers import Viewer
 from .world import NotNow, World, pause
 
@@ -64,12 +65,7 @@ class KillGateway:
     kind = "gateway killed"
 
     def inject(self, world: World) -> Blow:
-        gateway = world.random.choice([g for g in world.gateways if g.runs])
-        victims = world.at_gateway(gateway)
-        is_warm = any(other.status() for other in world.gateways if other is not gateway and other.runs)
-        blow = Blow(f"gateway {gateway.address}", victims, is_warm)
-        gateway.kill()
-        return blow
+        return kill_gateway(world, hosted(world))
 
 
 class KillNode:
@@ -105,7 +101,7 @@ class KillController:
         found = find("ray::Controller")
         if not found:
             raise NotNow("there is no controller just now")
-        blow = Blow("controller", list(world.records()), is_warm=False)
+        blow = Blow("controller", list(world.records()))
         kill(process.pid for process in found)
         return blow
 
@@ -150,11 +146,11 @@ class RestartStoreThenGateway:
         return {"nothing": "Redis empty, then gateway killed", "last": "last writes lost, gateway killed"}[self.keeps]
 
     def inject(self, world: World) -> Blow:
-        streaming = set(world.records())
+        streaming, had = set(world.records()), hosted(world)  # the store may forget whose they are
         restart(world, self.keeps)
         if self.keeps == "nothing":
             until(lambda: streaming <= set(world.records()), 60, "the runners tell an empty store of their sessions")
-        return KillGateway().inject(world)
+        return kill_gateway(world, had)
 
 
 class StoreAwayAndActor:
@@ -232,6 +228,23 @@ def busy_actor(world: World, model: str = "") -> pb.ActorStatus:
     if not busy:
         raise NotNow("no actor has a session")
     return world.random.choice(busy)
+
+
+def hosted(world: World) -> dict[Gateway, list[Viewer]]:
+    """Whose sessions each gateway has."""
+    return {gateway: world.at_gateway(gateway) for gateway in world.gateways if gateway.runs}
+
+
+def kill_gateway(world: World, had: Mapping[Gateway, Sequence[Viewer]]) -> Blow:
+    """One of those that have sessions, by `had`."""
+    busy = [gateway for gateway, viewers in had.items() if viewers]
+    if not busy:
+        raise NotNow("no gateway has a session")
+    gateway = world.random.choice(busy)
+    is_warm = any(other.status() for other in had if other is not gateway)
+    blow = Blow(f"gateway {gateway.address}", had[gateway], is_warm)
+    gateway.kill()
+    return blow
 
 
 def kill_actor(world: World, actor: pb.ActorStatus, victims: Sequence[Viewer] | None = None) -> Blow:

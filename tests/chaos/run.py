@@ -119,6 +119,12 @@ def schedule(chosen: Sequence[Fault] | None, rng: random.Random) -> Iterator[Fau
         yield from chosen or rng.sample([*OFTEN, *OFTEN, *EACH], len(EACH) + 2 * len(OFTEN))
 
 
+def _named(names: str) -> list[Fault]:
+    """Those whose kinds hold one of `names`, which are parted by semicolons."""
+    kinds = [name.strip() for name in names.split(";") if name.strip()]
+    return [fault for fault in [*OFTEN, *EACH] if any(kind in fault.kind for kind in kinds)]
+
+
 class Run:
     """One chaos run over a world that is in order."""
 
@@ -204,7 +210,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     works = workloads(options)
     blobs = "~/checkpoints" if options.own_blobs else str(folder / "blobs")
     world = World(folder, options.seed, Setup(folder, blobs, works, options.batched))
-    chosen = SHORT if options.short else [f for f in [*OFTEN, *EACH] if options.only and options.only in f.kind]
+    chosen = SHORT if options.short else _named(options.only)
     it = Run(world, works)
     log.info("%d streams run after %.0f s", len(works), time.monotonic() - begun)
     try:
@@ -236,7 +242,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=7200.0, help="no new fault after so long")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--only", default="", help="faults whose names hold one of these, parted by semicolons")
     parser.add_argument("--works", default="", help="workloads whose names hold one of these, parted by semicolons")
     parser.add_argument("--batched", action="store_true", help="steps are shared: numbers must be equal, pixels near")
     parser.add_argument("--short", action="store_true", help="the eight faults of `make test`")
