@@ -17,6 +17,8 @@ from riverrun.protos.wire import Header, split
 from .conftest import DEADLINE_S, Stream, Stubs, eventually
 
 SOON = {"nanos": 200_000_000}
+ONCE_GONE = {"seconds": 2}
+"""Of sessions that somebody must have come to first, which takes its time on a busy machine."""
 STATE = {"state_bytes": 2_000_000}
 WIDE = {"height": 512, "width": 512}  # a chunk of 4 frames is 3 MiB and goes through the object store
 INPUT = {"takes": 1, "chunk_frames": 1, "height": 512, "width": 1024}  # a frame takes two parts
@@ -118,12 +120,12 @@ class Ender:
     # ---- with a client that is gone ----
 
     def client_cancels(self) -> None:
-        session, stream = self.begin(credits=500, idle_timeout=SOON)
+        session, stream = self.begin(credits=500, idle_timeout=ONCE_GONE)
         stream.cancel()
         self.has_ended(session, "idle")
 
     def client_vanishes_in_mid_frame(self) -> None:
-        session = self.create(graph="turn", params=INPUT, idle_timeout=SOON)
+        session = self.create(graph="turn", params=INPUT, idle_timeout=ONCE_GONE)
         frames = [_parts(number) for number in range(2)]
         with self.other() as stubs:
             stream = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=4)])
@@ -145,7 +147,7 @@ class Ender:
         assert self.end(again) == "finished"
 
     def channel_drops(self) -> None:
-        session = self.create(idle_timeout=SOON)
+        session = self.create(idle_timeout=ONCE_GONE)
         with self.other() as stubs:
             stream = stubs.connect(session, ports=[pb.PortWish(port="frames", credits=500)])
             stream.frames(4)
@@ -155,7 +157,7 @@ class Ender:
     # ---- with other readers ----
 
     def only_viewers(self) -> None:
-        session = self.create(idle_timeout=SOON)
+        session = self.create(idle_timeout=ONCE_GONE)
         for stream in self.viewers(session, 2):
             stream.frames(4)
             stream.cancel()
