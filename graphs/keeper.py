@@ -7,14 +7,13 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import Unavailable
-from riverrun.store.records import DECIDED, REFUSED, Conflict, ControlEntry, SessionRecord, Store
+from riverrun.store.records import ANY, DECIDED, REFUSED, Conflict, ControlEntry, SessionRecord, Store
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 TRIES = 4
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 
@@ -30,17 +29,32 @@ class RecordKeeper:
     A store that can't be reached, or takes longer than `timeout_s`, costs a warning and that time, once: until it is
     back log lines wait here and nobody waits for them. They are written with the record, which the runner commits
     every few seconds. `Conflict` (another runner has the session) is raised: the caller must stop.
+
+    Each write names how many lines the stored log has: a store that failed over without some of them, which may be all
+    that it lost, is told of them again before anything else.
+
+    newest: the highest epoch of a session's checkpoints; not asked of one that keeps none.
     """
 
-    def __init__(self, record: SessionRecord, store: Store, clock: Clock, keep: int, timeout_s: float):
+    def __init__(
+        self,
+        record: SessionRecord,
+        store: Store,
+        clock: Clock,
+        keep: int,
+        timeout_s: float,
+        newest: Callable[[str], Awaitable[int]] | None = None,
+    ):
         self.record = record
         self._store = store
+        self._newest = newest
         self._clock = clock
         self._keep = keep
         self._timeout_s = timeout_s
         self._lines: deque[ControlEntry] = deque()
         self._unwritten: deque[ControlEntry] = deque()
         self._due = 0  # lines at the head of the stored log that have left this one
+        self._stored = ANY  # lines of the stored log, where that is known
         self._folded: dict[tuple[str, str], ControlEntry] = {(e.kind, e.stage): e for e in record.folded}
         self._folded_to = dict(record.folded_to)
         self._floors: dict[str, int] = {}
@@ -54,7 +68,8 @@ class RecordKeeper:
         """Appends to the control log; when it returns the line is in the store, or the store is away."""
         if len(self._lines) >= self._keep:
             self._fold(len(self._lines) - self._keep + 1)
-        self._knows_log = True
+        if not self._knows_log:  # it is new
+            self._knows_log, self._stored = True, 0
         self._lines.append(entry)
         self._unwritten.append(entry)
         if _is_arrival(entry):
@@ -68,6 +83,7 @@ class RecordKeeper:
     async def lines(self) -> tuple[ControlEntry, ...]:
         """The control log as the store has it, oldest first, with what was folded before it. Raises Unavailable."""
         self._lines, self._knows_log = deque(await self._store.read_log(self.record.id)), True
+        self._stored = len(self._lines)
         self._open = {line.revision for line in self._lines if _is_arrival(line)}
         return (*self.record.folded, *self._lines)
 
@@ -113,6 +129,11 @@ class RecordKeeper:
     def _may_leave(self, line: ControlEntry) -> bool:
         return line.revision not in self._open if _is_arrival(line) else line.step < self._floors.get(line.stage, 0)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the store has not been told of all."""
+        return self._away
+
     async def catch_up(self) -> None:
         """Returns when the store has the record as it is here; while it is away, asks again, ever more seldom.
         Raises Conflict."""
@@ -141,37 +162,44 @@ class RecordKeeper:
 
     async def _write_lines(self) -> None:
         while self._unwritten:
-            try:
-                await self._append(line := self._unwritten[0])
-            except Conflict:
-                await self._reconcile()
-                if not self._unwritten:
-                    return
-                await self._append(line := self._unwritten[0])
-            if self._unwritten and self._unwritten[0] is line:
-                self._unwritten.popleft()
-            else:
-                self._due += 1  # it left while it was being written
+            await self._insist(self._append)
 
-    async def _append(self, line: ControlEntry) -> None:
-        await self._store.log(self.record, line)
+    async def _append(self) -> None:
+        if not self._unwritten:
+            return  # the store has it, its answer was lost
+        line = self._unwritten[0]
+        has, self._stored = self._stored, ANY  # should no answer come
+        await self._store.log(self.record, line, has)
+        self._stored = has + 1
+        if self._unwritten and self._unwritten[0] is line:
+            self._unwritten.popleft()
+        else:
+            self._due += 1  # it left while it was being written
 
     async def _write_record(self) -> None:
-        due, written = await self._insist(self._update)
-        self.record = replace(self.record, version=written.version)
-        self._due -= due
+        await self._insist(self._update)
         await self._write_lines()
 
-    async def _update(self) -> tuple[int, SessionRecord]:
-        return (due := self._due), await self._store.update(self.record, due)
+    async def _update(self) -> None:
+        due, has, self._stored = self._due, self._stored, ANY
+        written = await self._store.update(self.record, due, has)
+        self.record = replace(self.record, version=written.version)
+        self._due -= due
+        if has != ANY:
+            self._stored = max(0, has - due)
 
-    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Writes, again where an own write whose answer was lost came between. Raises Conflict, Unavailable."""
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Writes, again where an own write whose answer was lost came between, or the store has lost some. Raises
+        Conflict, Unavailable."""
         for _ in range(TRIES):
+            if self._knows_log and self._stored == ANY:
+                await self._reconcile()
             try:
                 return await write()
             except Conflict:
-                await self._reconcile()
+                self._stored = ANY
+                if not self._knows_log:
+                    await self._reconcile()
         raise Unavailable("own writes come in late, one after the other")
 
     async def _reconcile(self) -> None:
@@ -181,6 +209,7 @@ class RecordKeeper:
         ours = self.record
         stored = await self._store.get(ours.id)
         if stored is None:
+            await self._must_be_newest()
             stored = await self._store.create(replace(ours, version=0))
         if stored.epoch < ours.epoch:  # it has forgotten that we took the session over
             stored = await self._store.take(ours.id, stored.version, ours.epoch, ours.nonce)
@@ -190,8 +219,17 @@ class RecordKeeper:
         self.record = replace(self.record, version=stored.version)
         if not self._knows_log:
             return  # what lies there is of the runner before, and was not read yet: none of it may leave
-        self._unwritten = deque(_after(lines[-1] if lines else None, self._lines))
+        there = _overlap(lines, self._lines)
+        self._unwritten = deque(list(self._lines)[there:])
         self._due = next((place for place, line in enumerate(lines) if line in self._lines), len(lines))
+        self._stored = len(lines)
+
+    async def _must_be_newest(self) -> None:
+        """A store that has lost everything is told of a session by whoever runs it: not by a runner that stood still
+        while another one took it over, and left checkpoints. Raises Conflict, Unavailable."""
+        ours = self.record
+        if self._newest and (epoch := await self._newest(ours.id)) > ours.epoch:
+            raise Conflict(f"session {ours.id} was taken over (there are checkpoints of epoch {epoch})")
 
 
 def _is_arrival(line: ControlEntry) -> bool:
@@ -199,7 +237,8 @@ def _is_arrival(line: ControlEntry) -> bool:
     return line.step < 0
 
 
-def _after(last: ControlEntry | None, lines: Sequence[ControlEntry]) -> Sequence[ControlEntry]:
-    """Those that come after the last one a store has; all, if it has none of them."""
-    lines = list(lines)
-    return lines[len(lines) - lines[::-1].index(last) :] if last in lines else lines
+def _overlap(stored: Sequence[ControlEntry], ours: Sequence[ControlEntry]) -> int:
+    """How many of our first lines are the last ones that a store has."""
+    ours = list(ours)
+    most = min(len(stored), len(ours))
+    return next((n for n in range(most, 0, -1) if list(stored[-n:]) == ours[:n]), 0)

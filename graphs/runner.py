@@ -29,10 +29,11 @@ from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.migration import migrate
 from riverrun.graphs.observer import SILENT, Observer
 from riverrun.graphs.opening import answer, open_stages, opening
+from riverrun.graphs.saver import Blobs
 from riverrun.graphs.script import Script, TimedControl, write_scripts
 from riverrun.graphs.script import read as script_read
 from riverrun.graphs.script import written as script_written
-from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle
+from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.takeover import Stand, TakeOver
 from riverrun.graphs.waiting import Clock, Signal, within
@@ -78,7 +79,8 @@ class Runner:
         self._encoders = encoders
         self._config = config
         self._observer = observer
-        self._keeper = RecordKeeper(record, store, clock, config.log_entries, config.store_s)
+        newest = durability.blobs.max_epoch if durability else None
+        self._keeper = RecordKeeper(record, store, clock, config.log_entries, config.store_s, newest)
         self._epoch = Epoch(record.epoch, record.nonce)
         self._state = SessionState.OPENING
         self._reason = ""
@@ -86,7 +88,7 @@ class Runner:
         self._flow: Flow | None = None
         self._main: asyncio.Task[None] | None = None
         self._ending: Ending | None = None
-        self._is_resumed = False
+        self._is_resumed = self._leaves_blobs = False
 
     # ---- what the gateway calls ----
 
@@ -192,7 +194,9 @@ class Runner:
             await flow.hold(True)
             self._live()
             await flow.saver.save_all(state=SessionState.SUSPENDED, reason=reason, **flow.marks())
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, StaleEpoch):
+                self._end(self._of_fault(error))
             await flow.hold(False)
             raise
         self._end(Ending(SessionState.SUSPENDED, reason, retry_s=retry_s))
@@ -228,11 +232,12 @@ class Runner:
         )
 
     def catch_up(self) -> Coroutine[None, None, None]:
-        """Of a session that has ended: waits until the store has its record. Raises Conflict.
+        """Of a session that has ended: waits until the store has its record, and deletes what could not be deleted
+        before. Raises Conflict, Unavailable (the blobs stay, for the reaper).
 
         It needs the record alone, so it may outlive the runner and what that holds.
         """
-        return self._keeper.catch_up()
+        return _catch_up(self._keeper, self._durability.blobs if self._durability and self._leaves_blobs else None)
 
     @property
     def alone_s(self) -> float | None:
@@ -451,7 +456,9 @@ class Runner:
         try:
             await self._keeper.commit(state=self._state, reason=self._reason, **marks)
             if self._durability and ending.state is SessionState.CLOSED:
-                await self._durability.blobs.forget(self.record.id)
+                self._leaves_blobs = self._keeper.is_away  # another runner may have it, and need them
+                if not self._leaves_blobs:
+                    await self._durability.blobs.forget(self.record.id)
         except Unavailable as error:  # Conflict is one: then it is another's
             log.warning("%s", str(error), extra=self.record.about)
 
@@ -503,3 +510,9 @@ class Runner:
     async def _commit(self) -> None:
         marks = self._flow.marks() if self._flow else {}
         await self._keeper.commit(state=self._state, reason=self._reason, **marks)
+
+
+async def _catch_up(keeper: RecordKeeper, blobs: Blobs | None) -> None:
+    await keeper.catch_up()
+    if blobs:
+        await blobs.forget(keeper.record.id)

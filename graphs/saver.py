@@ -33,6 +33,9 @@ class Blobs(Protocol):
     async def manifests(self, session: str) -> Sequence[Manifest]:
         """All of a session that can be read, oldest first."""
 
+    async def max_epoch(self, session: str) -> int:
+        """The highest of the epochs that a session's checkpoints were ordered in; 0 of none."""
+
     async def delete(self, manifest: Manifest) -> None:
         """Deleting what is not there is no error."""
 
@@ -171,8 +174,10 @@ class Saver:
         mine = self.stages[driver.name]
         try:
             manifest = await work
-        except (StageGone, UnknownSession, StaleEpoch):
+        except (StageGone, UnknownSession):
             return  # its driver finds out
+        except StaleEpoch:
+            raise  # another runner has the session, and its driver may never call there again
         except (Unavailable, Corrupt) as error:
             if not mine.is_failing:
                 log.warning("session %s: no checkpoint of stage %s: %s", self.keeper.record.id, driver.name, error)

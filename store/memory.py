@@ -16,6 +16,7 @@ from riverrun.models.base import BadRequest, Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
 from riverrun.store.jobs import MemoryJobs
 from riverrun.store.records import (
+    ANY,
     TTLS,
     Conflict,
     ControlEntry,
@@ -74,8 +75,8 @@ class MemoryStore:
         page = tuple(rows[:size])
         return Page(page, make_token(page[-1]) if len(rows) > size else "")
 
-    async def update(self, record: SessionRecord, drop: int = 0) -> SessionRecord:
-        stored = await self._held(record)
+    async def update(self, record: SessionRecord, drop: int = 0, has: int = ANY) -> SessionRecord:
+        stored = await self._held(record, has)
         if stored.version != record.version:
             raise Conflict(f"session {record.id} has version {stored.version}, not {record.version}")
         lines = self._logs.get(record.id, deque())
@@ -91,8 +92,8 @@ class MemoryStore:
             raise BadRequest(f"epoch {epoch} must be above {stored.epoch}")
         return self._write(replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
 
-    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
-        await self._held(record)
+    async def log(self, record: SessionRecord, entry: ControlEntry, has: int = ANY) -> None:
+        await self._held(record, has)
         self._logs.setdefault(record.id, deque()).append(entry.to_json())
 
     async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
@@ -130,10 +131,12 @@ class MemoryStore:
         if orphans or lasting:
             raise Corrupt(f"logs without record: {sorted(orphans)}, without expiry: {sorted(lasting)}")
 
-    async def _held(self, record: SessionRecord) -> SessionRecord:
+    async def _held(self, record: SessionRecord, has: int) -> SessionRecord:
         stored = await self.get(record.id)
         if stored is None or (stored.epoch, stored.nonce) != (record.epoch, record.nonce):
             raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")
+        if has not in (ANY, lines := len(self._logs.get(record.id, ()))):
+            raise Conflict(f"the control log of session {record.id} has {lines} lines, not {has}")
         return stored
 
     def _write(self, record: SessionRecord) -> SessionRecord:

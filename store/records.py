@@ -120,6 +120,9 @@ class PortMark:
     is_read: bool = True
 
 
+ANY = -1
+"""However many lines there are."""
+
 REFUSED, ENDS, DECIDED = "refused", "ends", "decided"
 """Kinds of lines that are no client's control: a stage refused one, a source is flushed, a step decided by value."""
 
@@ -300,9 +303,9 @@ class Store(Protocol):
     ) -> Page:
         """A page, newest first, of one tenant's or (None) all. Raises BadRequest for a token that is none."""
 
-    async def update(self, record: SessionRecord, drop: int = 0) -> SessionRecord:
+    async def update(self, record: SessionRecord, drop: int = 0, has: int = ANY) -> SessionRecord:
         """Replaces the record if the stored one has the same version, epoch and nonce; returns it with version + 1.
-        drop: so many lines leave the head of its control log, in the same moment.
+        drop: so many lines leave the head of its control log, in the same moment. has: so many must be there before.
 
         Each record stays for a while after its last write (`Ttls`), then expires. Raises Conflict if they differ or the
         record is gone.
@@ -311,8 +314,9 @@ class Store(Protocol):
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
         """Puts a new runner in charge: sets a higher epoch and its nonce. Raises Conflict, BadRequest if not higher."""
 
-    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
-        """Appends to the session's control log. Raises Conflict as `update`."""
+    async def log(self, record: SessionRecord, entry: ControlEntry, has: int = ANY) -> None:
+        """Appends to the session's control log. has: so many lines must be there before: a store that has lost some
+        takes none after the gap, and a line that comes twice is there once. Raises Conflict as `update`."""
 
     async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
         """The control log, oldest first."""

@@ -27,6 +27,7 @@ from riverrun.store import jobs, tenants
 from riverrun.store.connection import connect, runs
 from riverrun.store.reached import reached
 from riverrun.store.records import (
+    ANY,
     TTLS,
     Conflict,
     ControlEntry,
@@ -55,6 +56,7 @@ return 1
 _WRITE = """
 local at = redis.call('HMGET', KEYS[1], 'version', 'epoch', 'nonce')
 if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] or at[3] ~= ARGV[3] then return 0 end
+if ARGV[10] ~= '-1' and redis.call('LLEN', KEYS[2]) ~= tonumber(ARGV[10]) then return 0 end
 redis.call('HSET', KEYS[1], 'version', ARGV[4], 'epoch', ARGV[5], 'nonce', ARGV[6], 'json', ARGV[7])
 redis.call('LTRIM', KEYS[2], ARGV[9], -1)
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
@@ -64,6 +66,7 @@ return 1
 _LOG = """
 local at = redis.call('HMGET', KEYS[1], 'epoch', 'nonce')
 if at[1] ~= ARGV[1] or at[2] ~= ARGV[2] then return 0 end
+if ARGV[5] ~= '-1' and redis.call('LLEN', KEYS[2]) ~= tonumber(ARGV[5]) then return 0 end
 redis.call('RPUSH', KEYS[2], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 1
@@ -195,8 +198,8 @@ class SessionStore:
             await self._redis.zrem(INDEX, *gone)
         return [SessionRecord.from_json(text) for text in texts if text is not None]
 
-    async def update(self, record: SessionRecord, drop: int = 0) -> SessionRecord:
-        return await self._replace(record, replace(record, version=record.version + 1), drop)
+    async def update(self, record: SessionRecord, drop: int = 0, has: int = ANY) -> SessionRecord:
+        return await self._replace(record, replace(record, version=record.version + 1), drop, has)
 
     async def take(self, session: str, version: int, epoch: int, nonce: str) -> SessionRecord:
         stored = await self.get(session)
@@ -206,13 +209,13 @@ class SessionStore:
             raise BadRequest(f"epoch {epoch} must be above {stored.epoch}")
         return await self._replace(stored, replace(stored, version=version + 1, epoch=epoch, nonce=nonce))
 
-    async def _replace(self, old: SessionRecord, new: SessionRecord, drop: int = 0) -> SessionRecord:
+    async def _replace(self, old: SessionRecord, new: SessionRecord, drop: int = 0, has: int = ANY) -> SessionRecord:
         ttl = self._ttl_ms(new)
         guard: Args = [old.version, old.epoch, old.nonce]
-        fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl, drop]
+        fields: Args = [new.version, new.epoch, new.nonce, new.to_json(), ttl, drop, has]
         with reached():
             if not await self._write(keys=[record_key(new.id), log_key(new.id)], args=guard + fields):
-                raise Conflict(f"session {new.id} is not version {old.version} of epoch {old.epoch} any more")
+                raise Conflict(f"session {new.id} is not as version {old.version} of epoch {old.epoch} any more")
             if new.client_id:
                 await self._redis.pexpire(client_key(new), ttl)
             if new.tenant and new.state.ended:
@@ -222,11 +225,11 @@ class SessionStore:
     def _ttl_ms(self, record: SessionRecord) -> int:
         return int(self._ttls.of(record.state) * 1000)
 
-    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
-        args: Args = [record.epoch, record.nonce, entry.to_json(), self._ttl_ms(record)]
+    async def log(self, record: SessionRecord, entry: ControlEntry, has: int = ANY) -> None:
+        args: Args = [record.epoch, record.nonce, entry.to_json(), self._ttl_ms(record), has]
         with reached():
             if not await self._log(keys=[record_key(record.id), log_key(record.id)], args=args):
-                raise Conflict(f"session {record.id} is not held with epoch {record.epoch}")
+                raise Conflict(f"session {record.id} is not held with epoch {record.epoch}, or its log is another")
 
     async def read_log(self, session: str) -> tuple[ControlEntry, ...]:
         with reached():

@@ -15,7 +15,7 @@ from riverrun.graphs.stage import OpenReply, StepReply
 from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import Description, Kind, Port, Unavailable
 from riverrun.store.memory import MemoryStore
-from riverrun.store.records import SessionRecord, SessionState
+from riverrun.store.records import ANY, SessionRecord, SessionState
 
 GRAPH = Graph("g", (StageSpec("gen", "m"),), {"frames": Endpoint("gen", "frames")})
 
@@ -25,11 +25,11 @@ class AwayStore(MemoryStore):
 
     away, refused = False, 0
 
-    async def update(self, record, drop=0):
+    async def update(self, record, drop=0, has=ANY):
         if self.away:
             self.refused += 1
             raise Unavailable("connection refused")
-        return await super().update(record, drop)
+        return await super().update(record, drop, has)
 
 
 class Idle:

@@ -52,7 +52,7 @@ def too_far(patch: Any) -> None:
 def no_compare(patch: Any) -> None:
     """The store takes records and lines of whoever brings them."""
 
-    async def held(self: MemoryStore, record: Any) -> Any:
+    async def held(self: MemoryStore, record: Any, has: int) -> Any:
         if (stored := await self.get(record.id)) is None:
             raise Conflict("it is gone")
         return replace(stored, version=record.version)

@@ -30,7 +30,7 @@ from riverrun.models.base import Unavailable
 from riverrun.models.synthetic import Synthetic
 from riverrun.store.checkpoints import Engine
 from riverrun.store.memory import MemoryBlobs, MemoryStore
-from riverrun.store.records import ControlEntry, Placement, SessionRecord
+from riverrun.store.records import ANY, ControlEntry, Placement, SessionRecord
 
 CHAIN = Graph(
     "chain",
@@ -178,8 +178,8 @@ class Logging(MemoryStore):
         super().__init__(**options)
         self.logged: list[ControlEntry] = []
 
-    async def log(self, record: SessionRecord, entry: ControlEntry) -> None:
-        await super().log(record, entry)
+    async def log(self, record: SessionRecord, entry: ControlEntry, has: int = ANY) -> None:
+        await super().log(record, entry, has)
         self.logged.append(entry)
 
 

@@ -8,7 +8,7 @@ from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.stage import StaleEpoch
 from riverrun.models.base import Control, Unavailable
 from riverrun.store.memory import MemoryStore
-from riverrun.store.records import SessionState
+from riverrun.store.records import ANY, SessionState
 
 
 def test_the_record_tells_how_far_it_came(lab, run):
@@ -43,18 +43,18 @@ class FlakyStore(MemoryStore):
 
     away = deaf = False
 
-    async def update(self, record, drop=0):
+    async def update(self, record, drop=0, has=ANY):
         if self.away:
             raise Unavailable("connection refused")
-        written = await super().update(record, drop)
+        written = await super().update(record, drop, has)
         if self.deaf:
             raise Unavailable("connection reset")
         return written
 
-    async def log(self, record, entry):
+    async def log(self, record, entry, has=ANY):
         if self.away:
             raise Unavailable("connection refused")
-        await super().log(record, entry)
+        await super().log(record, entry, has)
 
 
 def test_a_stream_goes_on_while_the_store_is_away(lab, run, caplog):
@@ -164,10 +164,10 @@ async def assert_left_to_the_new_owner(rig, taken):
 
 def test_a_slow_store_does_not_hold_the_frames(lab, run):
     class Slow(MemoryStore):
-        async def update(self, record, drop=0):
+        async def update(self, record, drop=0, has=ANY):
             if record.ports:
                 await asyncio.Event().wait()
-            return await super().update(record, drop)
+            return await super().update(record, drop, has)
 
     async def body():
         rig = lab.Rig(lab.CHAIN, lab.chain(), store=Slow(), config=RunnerConfig(commit_every_s=1.0))
