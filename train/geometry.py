@@ -1,6 +1,6 @@
 """Trains the tiny VGGT of the tiny world: flat pictures, then rooms, then the world's own scenes, with exact truth.
 
-    python -m riverrun.train.geometry --out RUNDIR [--minutes 60] [--steps 7600]
+    python -m riverrun.train.geometry --out RUNDIR [--minutes 60] [--steps 12000]
 
 Resumable: a checkpoint is written every two minutes and at the end of a call; every draw is a function of seed and
 step. Each 200 steps a line tells the errors on unseen scenes beside those of the answer "the camera does not move"
@@ -27,17 +27,22 @@ from riverrun.models.geometry.vggt import VGGT, VGGTConfig
 from riverrun.train.generator import keep_memory, train
 from riverrun.train.geometry_clip import watch
 from riverrun.train.geometry_flat import pairs
-from riverrun.train.geometry_frames import Batch, Clip, batch_of, caption_clip, yard_clip
+from riverrun.train.geometry_frames import Batch, Clip, batch_of, caption_clip, stroll_clip, yard_clip
 from riverrun.train.geometry_loss import dense_loss, pose_loss
 from riverrun.train.geometry_measure import Score, score
 from riverrun.train.geometry_rooms import room
 from riverrun.train.geometry_start import FIELD_OF_VIEW, TINY, initialise
 from riverrun.train.resumable import Resumable
 
-FRAMES = 10  # of a clip
+FRAMES, LONG = 10, 24  # of a clip
 CANVASES, HELD_OUT_CANVASES = range(400), range(10_000, 10_100)
 HELD_OUT = 1_000_000  # numbers of clips for measuring start here
-KINDS = ("flat", "rooms", "captions", "yards")
+LONG_KINDS = ("orbits", "strolls")
+KINDS = ("flat", "rooms", "captions", "yards", *LONG_KINDS)
+
+
+LENGTHS = {"rooms": (2, 2, 2, 4), "captions": (2, 2, 3, 4, 6, 10), "yards": (2, 2, 3, 4, 6, 10),
+           "orbits": (8, 16, 16), "strolls": (8, 16, 16)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,32 +53,41 @@ class Lesson:
     shares: Mapping[str, float]
 
 
+STREAMS = 7_600  # the step from which clips are long and the rate is up again
 LESSONS = (
     Lesson(800, {"flat": 1.0}),
     Lesson(2000, {"flat": 0.2, "rooms": 0.8}),
-    Lesson(10**9, {"flat": 0.1, "rooms": 0.25, "captions": 0.3, "yards": 0.35}),
+    Lesson(STREAMS, {"flat": 0.1, "rooms": 0.25, "captions": 0.3, "yards": 0.35}),
+    Lesson(10**9, {"flat": 0.05, "rooms": 0.05, "captions": 0.1, "yards": 0.1, "orbits": 0.4, "strolls": 0.3}),
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run depends on. The rate warms up, then falls evenly to 3 %."""
+    """All that a run depends on. The rate warms up, then falls evenly to 3 %; at STREAMS it does so again, from a
+    part of its height."""
 
     shape: VGGTConfig = TINY
     lessons: tuple[Lesson, ...] = LESSONS
-    steps: int = 7_600
+    steps: int = 12_000
     frames: int = 32  # of a batch
     rate: float = 6e-4  # of the aggregator; heads have `heads` times as much, see `_groups`
+    again: float = 0.4  # of the rate, at STREAMS
     heads: float = 2.0
     warm_up: int = 50
     ema: float = 0.998
     pool: int = 300  # clips of a kind that are in use at a time
+    long_pool: int = 100  # of the long kinds
     renewal: float = 0.25  # new clips for each step that uses their kind
     weights: Mapping[str, float] = field(default_factory=lambda: {"pose": 1.0, "depth": 0.3, "points": 0.3})
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        return self.rate * min((step + 1) / self.warm_up, max(0.03, 1 - step / self.steps))
+        end = min(self.steps, STREAMS)
+        if step < end:
+            return self.rate * min((step + 1) / self.warm_up, max(0.03, 1 - step / end))
+        share = (step - end) / max(1, self.steps - end)
+        return self.rate * self.again * min((step - end + 1) / self.warm_up, max(0.03 / self.again, 1 - share))
 
     def shares_at(self, step: int) -> Mapping[str, float]:
         return next(lesson.shares for lesson in self.lessons if step < lesson.until)
@@ -186,20 +200,20 @@ def sample(kind: str, recipe: Recipe, step: int, rng: random.Random) -> Batch:
     if kind == "flat":
         images, extrinsics = pairs(recipe.frames // 2, rng, CANVASES, side, FIELD_OF_VIEW)
         return Batch(images, torch.stack([_identity(extrinsics), extrinsics], dim=1))
-    length = rng.choice((2, 2, 2, 4)) if kind == "rooms" else rng.choice((2, 2, 3, 4, 6, 10))
-    first = int(recipe.renewal * step)
-    numbers = [first + rng.randrange(recipe.pool) for _ in range(recipe.frames // length)]
-    clips = [clip(kind, number, side) for number in numbers]
-    return batch_of(clips, [_order(length, rng) for _ in clips], FIELD_OF_VIEW)
+    length = rng.choice(LENGTHS[kind])
+    first, is_long = int(recipe.renewal * step), kind in LONG_KINDS
+    pool = recipe.long_pool if is_long else recipe.pool
+    clips = [clip(kind, first + rng.randrange(pool), side) for _ in range(recipe.frames // length)]
+    return batch_of(clips, [_order(length, LONG if is_long else FRAMES, is_long, rng) for _ in clips], FIELD_OF_VIEW)
 
 
 def _identity(extrinsics: Tensor) -> Tensor:
     return torch.eye(4)[:3].expand_as(extrinsics)
 
 
-def _order(length: int, rng: random.Random) -> list[int]:
-    chosen = rng.sample(range(FRAMES), length)
-    if rng.random() < 0.7:
+def _order(length: int, frames: int, is_sorted: bool, rng: random.Random) -> list[int]:
+    chosen = rng.sample(range(frames), length)
+    if is_sorted or rng.random() < 0.7:
         chosen.sort(reverse=rng.random() < 0.5)
     return chosen
 
@@ -210,6 +224,10 @@ def clip(kind: str, number: int, side: int) -> Clip:
     is_unseen = number >= HELD_OUT
     if kind == "rooms":
         return room(number, HELD_OUT_CANVASES if is_unseen else CANVASES, FRAMES, side, FIELD_OF_VIEW)
+    if kind == "orbits":
+        return caption_clip(number, LONG, side, is_unseen, smear=not is_unseen)
+    if kind == "strolls":
+        return stroll_clip(number, LONG, side, is_unseen)
     make = caption_clip if kind == "captions" else yard_clip
     return make(number, FRAMES, side, is_unseen)
 
@@ -220,7 +238,11 @@ def held_out(kind: str, side: int, count: int = 48) -> Batch:
     if kind == "flat":
         images, extrinsics = pairs(count, random.Random(HELD_OUT), HELD_OUT_CANVASES, side, FIELD_OF_VIEW)
         return Batch(images, torch.stack([_identity(extrinsics), extrinsics], dim=1))
+    if kind in LONG_KINDS:
+        count //= 3
     numbers = range(HELD_OUT, HELD_OUT + count)
+    if kind in LONG_KINDS:
+        return batch_of([clip(kind, n, side) for n in numbers], [range(LONG)] * count, FIELD_OF_VIEW)
     if kind == "captions":
         return batch_of([caption_clip(n, 2, side, True, gap=8) for n in numbers], [[0, 1]] * count, FIELD_OF_VIEW)
     return batch_of([clip(kind, n, side) for n in numbers], [[0, FRAMES - 1]] * count, FIELD_OF_VIEW)

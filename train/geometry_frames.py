@@ -31,6 +31,7 @@ from riverrun.train.scenes import (
 from riverrun.train.scenes import MOTIONS as CAPTION_MOTIONS
 from riverrun.train.world import camera_pose, film, looking
 
+SMALL = 64  # pixels of the world's own video
 FARTHEST = 20.0  # beyond it the tiny world is fog alone: no depth could be told from it
 
 
@@ -60,8 +61,9 @@ class Batch:
 
 
 def caption_clip(
-    number: int, frames: int, side: int, held_out: bool = False, gap: int | None = None, motion: str | None = None
-) -> Clip:
+    number: int, frames: int, side: int, held_out: bool = False, gap: int | None = None, motion: str | None = None,
+    smear: bool = False,
+) -> Clip:  # fmt: skip
     """A scene of the captions, filmed by its own camera at times some frames apart. gap: by lot where not given."""
     rng = random.Random(number * 7907 + 29)
     scene = sample_scene(rng, held_out)
@@ -74,7 +76,7 @@ def caption_clip(
         times.append(t)
         t += step
     poses = torch.stack([camera_pose(camera, t) for t in times])
-    return _filmed(Scene(scene.things, scene.floor, scene.sky, camera), poses, side, rng)
+    return _filmed(Scene(scene.things, scene.floor, scene.sky, camera), poses, side, rng, smear)
 
 
 def yard_clip(number: int, frames: int, side: int, held_out: bool = False) -> Clip:
@@ -84,6 +86,15 @@ def yard_clip(number: int, frames: int, side: int, held_out: bool = False) -> Cl
     path = rng.choice((_walk, _round))(rng)
     poses = torch.stack([looking(*path(s)) for s in torch.linspace(0, 1, frames).tolist()])
     return _filmed(replace(scene, things=_clear(scene.things, poses)), poses, side, rng)
+
+
+def stroll_clip(number: int, frames: int, side: int, held_out: bool = False) -> Clip:
+    """As a yard, over an arc of up to half a turn or a long walk past it."""
+    rng = random.Random(number * 7877 + 37)
+    scene = yard(rng, held_out, reach=rng.choice((1.2, 1.6, 2.2)))
+    path = _round(rng, rng.uniform(0.7, 3.5)) if rng.random() < 0.6 else _stroll(rng)
+    poses = torch.stack([looking(*path(s)) for s in torch.linspace(0, 1, frames).tolist()])
+    return _filmed(replace(scene, things=_clear(scene.things, poses)), poses, side, rng, smear=True)
 
 
 Path = Callable[[float], tuple[list[float], list[float]]]
@@ -100,9 +111,31 @@ def _walk(rng: random.Random) -> Path:
                       [b + s * u for b, u in zip(towards, turn, strict=True)])  # fmt: skip
 
 
-def _round(rng: random.Random) -> Path:
+def _stroll(rng: random.Random) -> Path:
+    """Along a line past the middle, the look swaying."""
+    length, side, away, height = (
+        rng.uniform(1.0, 4.5),
+        rng.choice((-1, 1)),
+        rng.uniform(3.8, 5.0),
+        rng.uniform(1.4, 2.1),
+    )
+    start, turn, phase = rng.uniform(-0.7, 0) * length, rng.uniform(0.3, 1.4), rng.uniform(0, 2 * math.pi)
+    sway, up, face = rng.uniform(0, 1.3), rng.uniform(0, 0.25), rng.uniform(-math.pi, math.pi)
+
+    def spun(x: float, y: float, z: float) -> list[float]:
+        return [math.cos(face) * x + math.sin(face) * z, y, math.cos(face) * z - math.sin(face) * x]
+
+    def at(s: float) -> tuple[list[float], list[float]]:
+        x, wave = side * (start + s * length), math.sin(2 * math.pi * turn * s + phase)
+        return spun(x, height + up * wave, away), spun(x + sway * wave, 0.8, 0.0)
+
+    return at
+
+
+def _round(rng: random.Random, most: float | None = None) -> Path:
+    """most: the arc in radians; by lot where not given."""
     azimuth, distance, height = rng.uniform(-math.pi, math.pi), rng.uniform(3.6, 5.6), rng.uniform(1.2, 2.2)
-    arc = rng.choice((0.3, 0.6, 1.2, 2.0)) * rng.uniform(-1, 1)
+    arc = (most or rng.choice((0.3, 0.6, 1.2, 2.0))) * rng.uniform(-1, 1)
     away, up, towards = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3), [rng.uniform(-0.2, 0.2), 0.8, 0.0]
 
     def at(s: float) -> list[float]:
@@ -137,15 +170,36 @@ def yard(rng: random.Random, held_out: bool = False, reach: float = 2.2) -> Scen
     return Scene(tuple(things), floor, rng.choice(list(SKIES)), Camera("still"))
 
 
-def _filmed(scene: Scene, poses: Tensor, side: int, rng: random.Random) -> Clip:
+def _filmed(scene: Scene, poses: Tensor, side: int, rng: random.Random, smear: bool = False) -> Clip:
+    """smear: some of the clips look as if generated."""
     footage = film(scene, poses, side, side)
     images = footage.frames.permute(0, 3, 1, 2)
     if rng.random() < 0.5:  # as the world's own video comes: 64 pixels, enlarged
-        small = F.interpolate(images.float(), size=(64, 64), mode="bilinear", antialias=True)
+        small = F.interpolate(images.float(), size=(SMALL, SMALL), mode="bilinear", antialias=True)
+        if smear and rng.random() < 0.6:
+            small = _smeared(small, footage.objects, rng)
         large = F.interpolate(small, size=(side, side), mode="bicubic", align_corners=False)
         images = large.clamp(0, 255).round().to(torch.uint8)
     depth = torch.where(footage.depth < FARTHEST, footage.depth, torch.inf)
     return Clip(images.contiguous(), depth, footage.camera_to_world)
+
+
+def _smeared(small: Tensor, objects: Tensor, rng: random.Random) -> Tensor:
+    """What the generator gets wrong: the floor's checks are blurred away, outlines wobble from frame to frame.
+
+    small [T, 3, SMALL, SMALL] of any range; objects [T, H, W], 0 where none is.
+    """
+    size = (SMALL, SMALL)
+    thing = F.interpolate((objects > 0)[:, None].float(), size=size, mode="bilinear", antialias=True)
+    ground = torch.cat([small * (1 - thing), 1 - thing], dim=1)
+    ground = F.interpolate(ground, scale_factor=rng.uniform(0.15, 0.5), mode="bilinear", antialias=True)
+    ground = F.interpolate(ground, size=size, mode="bilinear")
+    mixed = thing * small + (1 - thing) * ground[:, :3] / ground[:, 3:].clamp(min=1e-3)
+    lots = torch.Generator().manual_seed(rng.getrandbits(62))
+    wobble = rng.uniform(0, 0.02) * torch.randn(len(small), 2, 6, 6, generator=lots)
+    still = F.affine_grid(torch.eye(2, 3).expand(len(small), 2, 3), list(mixed.shape), align_corners=False)
+    bent = still + F.interpolate(wobble, size=size, mode="bicubic").permute(0, 2, 3, 1)
+    return F.grid_sample(mixed, bent, padding_mode="border", align_corners=False)
 
 
 def batch_of(clips: Sequence[Clip], chosen: Sequence[Sequence[int]], field_of_view: float) -> Batch:
