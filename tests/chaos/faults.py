@@ -23,13 +23,14 @@ FULL_BYTES = 64 << 10
 
 @dataclass
 class Blow:
-    """A fault that was made. at: when. victims: viewers whose sessions are hit. is_warm: another actor of the model (or
-    another gateway) was running. damaged: blobs that must not be used."""
+    """A fault that was made. at: when. over: when the last of it struck, if later. victims: viewers whose sessions are
+    hit. is_warm: another actor of the model (or another gateway) was running. damaged: blobs that must not be used."""
 
     what: str
     victims: Sequence[Viewer]
     is_warm: bool = True
     at: float = field(default_factory=time.monotonic)
+    over: float = 0.0
     damaged: Sequence[str] = ()
 
 
@@ -91,6 +92,7 @@ class FreezeNode:
         world.nodes.thaw(node)
         pause(2.0)
         world.nodes.lose(node)
+        blow.over = time.monotonic()
         return blow
 
 

@@ -165,18 +165,18 @@ class Run:
         return any(viewer.lost for viewer in self.world.viewers)
 
     def _note(self, kind: str, blow: Blow) -> None:
-        self._await_frames(blow.victims, blow.at)
-        took = {v.workload.name: round(self._seconds(v, blow.at), 3) for v in blow.victims}
+        self._await_frames(blow.victims, max(blow.at, blow.over))
+        took = {v.workload.name: round(self._seconds(v, blow), 3) for v in blow.victims}
         found = [self.world.log_says(blob) for blob in blow.damaged]
         note = f"{sum(found)} of {len(found)} damaged blobs were wanted, and refused" if found else ""
         self.rows.append(Row(kind, blow.what, blow.is_warm, took, note))
         log.info("%3d %s: %s %s %s", len(self.rows), kind, blow.what, took, note)
 
-    def _seconds(self, viewer: Viewer, fault: float) -> float:
+    def _seconds(self, viewer: Viewer, blow: Blow) -> float:
         """Until it was served again; what came later belongs to no fault."""
         times = viewer.times[:]
-        end = bisect_right(times, fault) + NEW_FRAMES
-        return seconds_to_recover(times[max(0, end - 2 * NEW_FRAMES) : end], fault, viewer.chunk_s)
+        begin, end = bisect_right(times, blow.at), bisect_right(times, max(blow.at, blow.over))
+        return seconds_to_recover(times[max(0, begin - NEW_FRAMES) : end + NEW_FRAMES], blow.at, viewer.chunk_s)
 
     def _await_frames(self, viewers: Sequence[Viewer], since: float) -> None:
         """Returns when each has had new frames, or has failed, or the time is up."""
