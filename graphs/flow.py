@@ -485,13 +485,15 @@ class Flow:
         task.add_done_callback(self._done)
 
     def _leave_behind(self, work: Coroutine[Any, Any, None]) -> None:
-        """Frees what lies on an actor that is not used any more, which the session's end waits for."""
+        """Frees what lies on an actor that is not used any more, which the session's end waits for. That it is another
+        runner's by now ends the session here."""
         task = asyncio.create_task(work)
         self._leaves.add(task)
-        task.add_done_callback(self._leaves.discard)
+        task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._leaves.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._on_fault(error)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from riverrun.graphs.controls import PROMPT
 from riverrun.graphs.graph import Graph
-from riverrun.graphs.stage import EncoderHandle, Epoch, OpenReply, OpenRequest, StageGone, StageHandle
+from riverrun.graphs.stage import EncoderHandle, Epoch, OpenReply, OpenRequest, StageGone, StageHandle, StaleEpoch
 from riverrun.graphs.waiting import Clock, within
 from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.records import SessionRecord
@@ -29,9 +29,12 @@ async def answer(clock: Clock, seconds: float, work: Awaitable[T], who: str) -> 
 async def let_go(
     clock: Clock, seconds: float, handle: StageHandle, session: str, epoch: Epoch, life: int | None
 ) -> None:
-    """Frees what lies on an actor that is not used any more, up to this life; it may be dead."""
+    """Frees what lies on an actor that is not used any more, up to this life; it may be dead. Raises StaleEpoch: it is
+    another runner's."""
     try:
         await answer(clock, seconds, handle.close(session, epoch, life), "it")
+    except StaleEpoch:
+        raise
     except (Unavailable, Corrupt) as error:
         log.info("session %s: what was given up does not answer: %s", session, str(error))
 

@@ -104,7 +104,8 @@ class TakeOver:
                 stands[name] = await self._attached(name, stands) or await self._restored(name, stands)
         except BaseException:
             limits = (self.clock, self.config.restore_s)
-            await asyncio.gather(*(let_go(*limits, h, self.record.id, self.epoch, life) for h, life in self._placed))
+            leaving = (let_go(*limits, h, self.record.id, self.epoch, life) for h, life in self._placed)
+            await asyncio.gather(*leaving, return_exceptions=True)
             raise
         return {name: stands[name] for name in self.graph.order()}
 

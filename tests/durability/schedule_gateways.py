@@ -122,7 +122,8 @@ class Gateway:
 
     def knows(self, line: ControlEntry) -> bool:
         """Whether the session's runner here can tell a line of its log again; one that takes over reads it first."""
-        return bool(self.runner and line in self.runner._keeper._lines)
+        keeper = self.runner._keeper if self.runner else None
+        return bool(keeper and line in (*keeper._folded.values(), *keeper._lines))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task:
         """Runs it in this process."""

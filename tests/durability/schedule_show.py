@@ -228,6 +228,7 @@ class Show:
         async with asyncio.timeout(3000):
             while any(gateway.runs for gateway in self.gateways):
                 await asyncio.sleep(1.0)
+                await self._leave_idle()
         await asyncio.sleep(300)
         self.check()
         for _ in range(2):  # the first time it may find that the store is another one, and wait
@@ -237,6 +238,18 @@ class Show:
             self.is_old = True
             for _ in range(2):
                 await self._reap_after(self.service.checkpoints.retention_s + 1.0)
+
+    async def _leave_idle(self) -> None:
+        """Ends the one runner that may still run for good: while the store was away, its client had the rest from the
+        one before it, which did not know. Nobody comes to it any more; what ends it is its idle timeout, and that is
+        not set here, since it would end those, too, that have to find out."""
+        record = self.store.record(self.session)
+        for gateway in self.gateways:
+            runner = gateway.runner if gateway.runs else None
+            mine = (runner.record.epoch, runner.record.nonce) if runner else None
+            if runner and record and mine == (record.epoch, record.nonce) and self.world.struck["redis away"]:
+                self.world.struck["left alone by a client that had all"] += 1
+                await asyncio.wait({gateway.start(runner.close("idle"))})
 
     async def _reap_after(self, seconds: float) -> None:
         """As some gateway does every now and then; those that live have said so meanwhile, every few seconds."""

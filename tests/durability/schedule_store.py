@@ -58,13 +58,15 @@ class Redis(MemoryStore, Party):
         self.kept.clear()
         self._restarted(before)
 
-    def _lines(self) -> list[str]:
-        return [line for lines in self._logs.values() for line in lines]
+    def _lines(self) -> list[ControlEntry]:
+        """All that it knows: those that have left the log for the record, too."""
+        logged = [ControlEntry.from_json(line) for lines in self._logs.values() for line in lines]
+        return [line for text in self._records.values() for line in SessionRecord.from_json(text).folded] + logged
 
-    def _restarted(self, before: list[str]) -> None:
+    def _restarted(self, before: list[ControlEntry]) -> None:
         self.run = f"run {next(self.world.numbers)}"
-        left = set(self._lines())
-        lost = [ControlEntry.from_json(line) for line in before if line not in left]
+        left = self._lines()
+        lost = [line for line in before if line not in left]
         if not lost:
             return
         self.world.struck["log lines lost"] += 1
@@ -76,8 +78,7 @@ class Redis(MemoryStore, Party):
 
     def never_told(self, lines: Iterable[ControlEntry]) -> None:
         """Nobody is left who could tell it of these; of some it may know."""
-        known = [ControlEntry.from_json(line) for line in self._lines()]
-        known += [line for text in self._records.values() for line in SessionRecord.from_json(text).folded]
+        known = self._lines()
         self.forgotten += [line for line in lines if line not in known]
 
     def _had_its_chance(self, holder: Any, runner: Any, lost: list[ControlEntry], since: float) -> None:
@@ -139,8 +140,9 @@ class View:
             redis.holder = self._gateway
         if name == "take":
             redis.never_told(redis.untold())
-        if name == "log":
-            redis.forgotten = [line for line in redis.forgotten if line != args[1]]
+        told = (args[1],) if name == "log" else args[0].folded if name == "update" else ()
+        if told and redis.forgotten:
+            redis.forgotten = [line for line in redis.forgotten if line not in told]
         return result
 
 
