@@ -18,6 +18,10 @@ FRESH_S = 60.0
 ENOUGH = 3
 """Fewer say nothing: the first step of so many together may be building its kernels."""
 
+HOPED = 0.8
+"""A step of more than were ever together is expected to take this share of what they would alone, so that it is tried:
+batching is mostly worth it, and where it is not, that is known after `ENOUGH` steps."""
+
 SMOOTH = 0.2
 """Share of the newest measurement in a session's own figure."""
 
@@ -41,8 +45,12 @@ class Measures:
                 session.alone_ms = took_ms
             now = self._clock()
             self._chunks[active].append((now, session.alone_ms, wait_ms + took_ms))
-            self._steps[batched].append((now, took_ms))
             self._counts[active] += 1
+
+    def stepped(self, batched: int, took_ms: float) -> None:
+        """A step of so many was made; each of its sessions is noted besides."""
+        with self._lock:
+            self._steps[batched].append((self._clock(), took_ms))
 
     def measured(self) -> tuple[Measured, ...]:
         """Of each number of sessions there was in the last minute."""
@@ -57,11 +65,14 @@ class Measures:
             return tuple(found)
 
     def step_ms(self, batched: int) -> float:
-        """What a step of so many takes: measured, or as long for each as in the next smaller one that was. 0: nothing
-        is known."""
+        """What a step of so many takes: measured, or as long for each as in the next smaller one that was, less what is
+        hoped for. 0: nothing is known."""
         with self._lock:
             since = self._clock() - FRESH_S
             known = {n: [took for at, took in samples if at >= since] for n, samples in self._steps.items()}
             sizes = [n for n, fresh in known.items() if len(fresh) >= ENOUGH]
             near = max((n for n in sizes if n <= batched), default=min(sizes, default=0))
-            return statistics.median(known[near]) * max(1.0, batched / near) if near else 0.0
+            if not near:
+                return 0.0
+            more = max(1.0, HOPED * batched / near) if batched > near else 1.0
+            return statistics.median(known[near]) * more

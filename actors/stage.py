@@ -35,7 +35,7 @@ from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.cluster.admission import Need, Room
 from riverrun.cluster.fair import Used
-from riverrun.cluster.slack import Ready, batch, order
+from riverrun.cluster.slack import SPEND, Ready, pick
 from riverrun.graphs.stage import (
     AttachReply,
     BadRequest,
@@ -70,7 +70,7 @@ class StageWorker:
         max_batch: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         checkpoints: Checkpoints | None = None,
-        slack_share: float = 0.5,
+        slack_share: float = SPEND,
     ) -> None:
         self.model, self.incarnation = model, incarnation
         self.checkpoints = checkpoints or Checkpoints(model, Engine(), None)
@@ -308,28 +308,20 @@ class StageWorker:
             self._fail(job, error)
 
     def _pick(self) -> list[StepJob]:
-        """The most urgent ready step and those that may share it: while its viewer has something left to play, as many
-        as hold it up for no more than part of that (`cluster/slack.py`). If it has nothing left, not all can be served
-        in time: it is the turn of the tenant that has had least (`cluster/fair.py`), and all others whose viewers wait
-        share its step if they can, as that makes most chunks. What nobody plays yet is waited for."""
+        """Who makes the next step: see `cluster/slack.py:pick`."""
         jobs = {job.session.request.session: job for job in self._ready if not self._table.dropped(job)}
         now, most = self._clock(), self._table.room.batch or len(jobs)
-        ready = order([self._standing(name, job, now) for name, job in jobs.items()])
-        if ready and ready[0].lead_s <= 0:
-            tenant = self._used.least({job.request.tenant for job in jobs.values()})
-            first = next(each for each in ready if jobs[each.id].request.tenant == tenant)
-            late = [each for each in ready if each.lead_s <= 0 and each.key == first.key and each is not first]
-            chosen = [first, *late][:most]
-        else:
-            chosen = batch(ready, self._measures.step_ms, self._slack_share, most)
+        ready = [self._standing(name, job, now) for name, job in jobs.items()]
+        chosen = pick(ready, self._used, self._measures.step_ms, most, self._slack_share)
         picked = [jobs.pop(each.id) for each in chosen]
         self._ready = deque(jobs.values())
         return picked
 
     def _standing(self, name: str, job: StepJob, now: float) -> Ready:
+        """Nobody plays it yet: late from the moment it came."""
         key = self.model.batch_key(job.session.state) if job.session.undoable else None
         lead_s = (job.request.lead_s or 0.0) - (now - job.arrived)
-        return Ready(name, lead_s, name if key is None else ("shares", key), job.arrived)
+        return Ready(name, lead_s, name if key is None else ("shares", key), job.arrived, tenant=job.request.tenant)
 
     def _step(self, batch: list[StepJob]) -> None:
         began = self._clock()
@@ -342,6 +334,7 @@ class StageWorker:
             return
         took, active = (self._clock() - began) * 1000, self._table.active()
         self._used = self._used.after(self._clock(), [job.request.tenant for job in batch], took)
+        self._measures.stepped(len(batch), took)
         for job, chunks in zip(batch, made, strict=True):
             self._measures.note(job.session, active, len(batch), (began - job.arrived) * 1000, took)
             self._commit(job, chunks, began, len(batch))

@@ -21,9 +21,10 @@ from riverrun.bench.report import tables, write_json
 from riverrun.cluster.autoscale import ScaleMemory, ScaleRule
 from riverrun.cluster.bottleneck import Floor
 from riverrun.cluster.decide import Settings, decide
+from riverrun.cluster.fair import Used
 from riverrun.cluster.fleet import Session, Worker
 from riverrun.cluster.latency import Formula
-from riverrun.cluster.slack import Ready, batch
+from riverrun.cluster.slack import Ready, pick
 
 SIZES = ((100, 25), (1_000, 256), (10_000, 2_560), (100_000, 10_000))
 LIMITS_MS = {1_000: 50.0, 100_000: 5_000.0}
@@ -74,7 +75,7 @@ def batch_us(ready: int, turns: int) -> float:
     took = []
     for _ in range(100 * turns):
         began = time.perf_counter()
-        batch(waiting, lambda n: 60 + 20 * n)
+        pick(waiting, Used(), lambda n: 60 + 20 * n, len(waiting))
         took.append(1e6 * (time.perf_counter() - began))
     return statistics.median(took)
 

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,13 +35,14 @@ from riverrun.client.errors import NoRoom
 from riverrun.cluster import fleet
 from riverrun.cluster.bottleneck import Floor
 from riverrun.cluster.decide import Settings, decide
+from riverrun.cluster.fair import Used
 from riverrun.cluster.fleet import Session
 from riverrun.cluster.sim.engine import Run, World
 from riverrun.cluster.sim.policies import Paper
 from riverrun.cluster.sim.score import Playout, Score
 from riverrun.cluster.sim.trace import Act, Trace, bursts, poisson, thinned, waves
 from riverrun.cluster.sim.truth import Measured, Profile, Truth
-from riverrun.cluster.slack import Ready, batch, order
+from riverrun.cluster.slack import Ready, pick
 
 PARTS = ("timed", "tiny")
 SIMULATED = 5
@@ -74,7 +74,6 @@ class AsServed(Paper):
     """How the service places, moves (`actors/planner.py`) and batches (`actors/stage.py`) on a fixed number of
     actors."""
 
-    slack_share: float = 0.5
     rests_until: float = 0.0
     measures: Measures = field(default_factory=lambda: Measures(lambda: 0.0))
 
@@ -86,14 +85,11 @@ class AsServed(Paper):
         return plan
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
-        waiting = order(ready)
-        if waiting[0].is_new:  # nobody plays it yet
-            return waiting
-        return batch(waiting, self.measures.step_ms, self.slack_share, self.places)
+        return pick(ready, Used(), self.measures.step_ms, self.places)
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
         """As an actor notes it; here all learn together."""
-        self.measures.note(SimpleNamespace(alone_ms=alone_ms), n, n, 0.0, took_ms)  # type: ignore[arg-type]
+        self.measures.stepped(n, took_ms)
 
 
 @dataclass

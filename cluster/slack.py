@@ -1,4 +1,4 @@
-"""Which chunk is made next, and which sessions share a step: by playout slack.
+"""Which chunk is made next, which sessions share a step, and when one that is ahead asks again: by playout slack.
 
 Slack is what the viewer has left to play, less what has to be done before the next chunk is there: seconds until the
 picture stands still. It is negative for one that stands.
@@ -10,66 +10,93 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from riverrun.cluster.fair import Used
+
+SPEND = 0.5
+"""Of the most urgent session's slack, what its step may take when others share it."""
+
+LEAST_SAVING = 0.1
+"""Of each chunk's time: a step that would save less is not shared, since all would wait for each other and come back at
+once."""
+
+PLENTY_S = 4.0
+"""Who has more left than that goes after all others: it reads as fast as it can, and nobody watches it at 1x."""
+
 
 @dataclass(frozen=True)
 class Ready:
     """A session whose next chunk can be made. lead_s: media made and not yet played. key: sessions with an equal one
-    may share a step. since: when it became ready. is_new: it has shown nothing yet, and counts as most urgent."""
+    may share a step. since: when it became ready. is_new: it has shown nothing yet, and counts as late. tenant: whose
+    it is."""
 
     id: str
     lead_s: float
     key: object
     since: float
     is_new: bool = False
+    tenant: str = ""
 
-    def urgency(self, ample_s: float = math.inf) -> tuple[float, float, str]:
-        """Sorts the most urgent first."""
-        lead_s = -math.inf if self.is_new and ample_s == math.inf else min(self.lead_s, ample_s)
-        return (lead_s, self.since, self.id)
+    @property
+    def slack_s(self) -> float:
+        return min(self.lead_s, 0.0) if self.is_new else self.lead_s
+
+    @property
+    def is_late(self) -> bool:
+        """Its viewer has nothing left to play."""
+        return self.slack_s <= 0
 
 
-def order(ready: Sequence[Ready], ample_s: float = math.inf) -> list[Ready]:
-    """Least slack first; then who has waited longest. Among those with `ample_s` or more only the waiting counts: who
-    is far ahead of its viewer is not overtaken again and again by who is less far, and not by who is new."""
-    return sorted(ready, key=lambda each: each.urgency(ample_s))
+def order(ready: Sequence[Ready]) -> list[Ready]:
+    """Whose viewer stands first, the longest first; then by waiting; last who has plenty, by waiting too.
 
-
-def batch(
-    ready: Sequence[Ready],
-    batch_ms: Callable[[int], float],
-    spend: float = 0.5,
-    most: int = 64,
-    ample_s: float = math.inf,
-    least_saving: float = 0.0,
-) -> list[Ready]:
-    """The most urgent session and those that share its step with it. ample_s: see `order`.
-
-    batch_ms: how long a step of n takes, as far as is known. One more is taken while the step stays within the share
-    `spend` of the slack of the most urgent one, and takes less time for each than alone: a late session, which has no
-    slack, is held up only by others that are late, or by all with an endless spend. Under overload all are late and go
-    together, since that makes most chunks. A step that would save less than the share `least_saving` of each chunk's
-    time is not shared: all would wait for each other and come back at once.
+    Among those with something left only the waiting counts: who is far ahead of its viewer is not overtaken again and
+    again by who is less far, as those are that have just come.
     """
-    if not ready:
-        return []
-    first, *others = order(ready, ample_s)
-    if not others:  # most steps of a service: nothing to be asked of what was measured
+
+    def rank(each: Ready) -> tuple[bool, float, bool, float, str]:
+        return not each.is_late, min(each.slack_s, 0.0), each.slack_s > PLENTY_S, each.since, each.id
+
+    return sorted(ready, key=rank)
+
+
+def pick(
+    ready: Sequence[Ready], used: Used, batch_ms: Callable[[int], float], most: int, spend: float = SPEND
+) -> list[Ready]:
+    """A worker's next step: whose chunks are made in it. Empty where nobody is ready.
+
+    used: what tenants have had of the worker. batch_ms: how long a step of n takes, as far as is known. most: the most
+    that may share one. While every viewer has something left it is for who has waited longest, and others go along as
+    long as it takes no more than the share `spend` of that one's slack. Under overload, where a viewer has nothing
+    left, not all can be served in time: it is the turn of the tenant that has had least, whether its session is late or
+    not; and all that are late share its step if they may and that saves time, since it makes most chunks.
+    """
+    if len(ready) < 2:  # most steps of a service: nothing to be asked of what was measured
+        return list(ready)
+    first, *others = order(ready)
+    if not any(each.is_late for each in ready):
+        return _shared(first, others, batch_ms, most, spend * first.slack_s * 1000)
+    tenant = used.least({each.tenant for each in ready})
+    turn = next(each for each in (first, *others) if each.tenant == tenant)
+    late = [each for each in (first, *others) if each.is_late and each is not turn]
+    return _shared(turn, late, batch_ms, most, math.inf)
+
+
+def _shared(
+    first: Ready, others: Sequence[Ready], batch_ms: Callable[[int], float], most: int, limit_ms: float
+) -> list[Ready]:
+    """`first` and as many as may share its step, while it takes no longer than `limit_ms` and less time for each than
+    alone; by itself where that saves too little."""
+    alike = [each for each in others if each.key == first.key]
+    if not alike or most < 2:
         return [first]
-    alone = batch_ms(1)
-    slack_ms = 0.0 if first.is_new else max(first.lead_s * 1000, 0.0)
-    limit_ms = math.inf if spend == math.inf else max(spend * slack_ms, alone)
-    chosen = [first]
-    for other in others:
-        if len(chosen) == most:
+    alone, count = batch_ms(1), 1
+    while count < min(most, 1 + len(alike)):
+        took = batch_ms(count + 1)
+        if took > limit_ms or took / (count + 1) > alone:
             break
-        if other.key != first.key:
-            continue
-        took = batch_ms(len(chosen) + 1)
-        is_held_up = took > limit_ms and (slack_ms > 0 or other.lead_s > 0)
-        if is_held_up or took / (len(chosen) + 1) > alone:
-            break
-        chosen.append(other)
-    return chosen if batch_ms(len(chosen)) / len(chosen) <= (1 - least_saving) * alone else [first]
+        count += 1
+    saves = batch_ms(count) / count <= (1 - LEAST_SAVING) * alone
+    return [first, *alike[: count - 1]] if saves else [first]
 
 
 @dataclass(frozen=True)
@@ -81,3 +108,21 @@ class Pace:
 
     def is_parked(self, lead_s: float, was_parked: bool) -> bool:
         return lead_s > (self.wake_s if was_parked else self.park_s)
+
+
+REST = 3.0
+"""Times what its last step waited for others, a session that is ahead leaves them the worker before it asks again."""
+
+REST_SHARE = 0.5
+"""Of its lead, what it rests at most."""
+
+
+def rest_s(lead_s: float, waited_s: float) -> float:
+    """How long a session that is to keep a lead asks for nothing after a chunk whose step had waited so long.
+
+    Sessions that fill their viewers' buffers together all ask at once, and each chunk waits for all others; asked for
+    one after another they are made in the same time, and each waits less. So they make room for each other until their
+    turns lie apart. Nobody's viewer stands for it: it takes part of the lead. Under overload leads are short, and
+    nobody rests.
+    """
+    return min(REST * waited_s, REST_SHARE * max(lead_s, 0.0))

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from riverrun.cluster.autoscale import ScaleMemory, ScaleRule, port_target
 from riverrun.cluster.bottleneck import Floor, consolidate, rebalance
 from riverrun.cluster.decide import Settings, decide
+from riverrun.cluster.fair import Used
 from riverrun.cluster.fleet import Move, Plan, Session
 from riverrun.cluster.latency import Formula, Latency, Learned, kept_up
 from riverrun.cluster.sim.truth import Profile
-from riverrun.cluster.slack import Pace, Ready, batch
+from riverrun.cluster.slack import Pace, Ready, pick
 
 
 @dataclass
@@ -176,7 +177,6 @@ class Slack(Paper):
     profile: Profile = field(default_factory=lambda: Profile("port"))
     guard_s: float = 2.0
     strain: float = 0.85
-    least_saving: float = 0.1
     learns_s: float = 10.0
     _learned: float = 0.0
 
@@ -192,9 +192,7 @@ class Slack(Paper):
         return super().tick(now, floor, waiting)
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
-        if len(ready) == 1:
-            return list(ready)
-        return batch(ready, self._step_ms, math.inf, ample_s=0.0, least_saving=self.least_saving)
+        return pick(ready, Used(), self._step_ms, self.places)
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
         self._seen = self._seen.told(alone_ms, n, self.places, took_ms)

@@ -9,9 +9,10 @@ import pytest
 
 from riverrun.cluster.autoscale import Hysteresis, ScaleMemory, ScaleRule, port_target, restlessness, target
 from riverrun.cluster.bottleneck import Floor, consolidate, rebalance
+from riverrun.cluster.fair import Used
 from riverrun.cluster.fleet import Move, Session, Worker
 from riverrun.cluster.latency import Formula, Learned, alone_ms, kept_up, move_ms
-from riverrun.cluster.slack import Pace, Ready, batch, order
+from riverrun.cluster.slack import Pace, Ready, order, pick, rest_s
 
 ALONE = alone_ms(9, 256, "480p")
 
@@ -247,48 +248,60 @@ def ready(name: str, lead: float, since: float = 0.0, key: object = "k", is_new:
     return Ready(name, lead, key, since, is_new)
 
 
-def test_the_least_slack_first_then_the_longest_wait() -> None:
-    waiting = [ready("far", 3.0), ready("b", 0.5, 2.0), ready("a", 0.5, 1.0), ready("new", 9.0, 5.0, is_new=True)]
-    assert [each.id for each in order(waiting)] == ["new", "a", "b", "far"]
+def test_who_stands_first_then_who_has_waited_and_last_who_has_plenty() -> None:
+    waiting = [ready("plenty", 9.0), ready("b", 0.1, 2.0), ready("a", 3.0, 1.0), ready("new", 0.0, 9.0, is_new=True)]
+    waiting += [ready("stands", -0.5, 5.0), ready("stands longer", -0.6, 7.0)]
+    assert [each.id for each in order(waiting)] == ["stands longer", "stands", "new", "a", "b", "plenty"]
+
+
+HAD = Used().after(0.0, ["greedy"], 500.0).after(0.0, ["modest"], 100.0)
 
 
 @pytest.mark.parametrize(
-    ("leads", "expected"),
+    ("waiting", "expected"),
     [
-        ([1.0, 1.0, 1.0, 1.0], 4),  # 245 ms of 500
-        ([0.3, 1.0, 1.0, 1.0], 2),  # 122 of 150
-        ([0.0, 1.0, 1.0, 1.0], 1),  # late: alone
-        ([-2.0, -2.0, 0.0, 0.5], 3),  # all that are late
-        ([0.2], 1),
+        ([], ""),
+        ([(0.2, "x")], "a"),
+        ([(1.0, "x")] * 4, "abcd"),  # 197 ms of 500
+        ([(0.3, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "abc"),  # 158 of 150 would be too long with a fourth
+        ([(0.1, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "a"),  # 98 of 50
+        ([(5.0, "x"), (1.0, "x")], "ba"),  # plenty: after the other, with it
+        ([(0.0, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "a"),  # late: alone
+        ([(0.0, "x"), (0.5, "x"), (-2.0, "x"), (-1.0, "x")], "cda"),  # all that are late
+        ([(0.0, "greedy"), (0.4, "modest"), (-2.0, "greedy")], "bca"),  # not late, but its tenant's turn
+        ([(0.0, "greedy"), (-0.1, "modest"), (-2.0, "greedy")], "bca"),
+        ([(2.0, "greedy"), (0.4, "modest")], "ab"),  # nobody is late: who has waited longest
     ],
 )
-def test_a_batch_is_held_to_part_of_the_slack(leads: list[float], expected: int) -> None:
-    waiting = [ready(f"s{i}", lead) for i, lead in enumerate(leads)]
-    assert len(batch(waiting, lambda n: Formula().chunk_ms(ALONE, n, 4))) == expected
+def test_whose_turn_it_is_and_who_shares_it(waiting: list[tuple[float, str]], expected: str) -> None:
+    each = [
+        Ready(name, lead, "k", i, tenant=t) for i, (name, (lead, t)) in enumerate(zip("abcd", waiting, strict=False))
+    ]
+    chosen = pick(each, HAD, lambda n: 65.0 + 33 * (n - 1), 8)
+    assert "".join(one.id for one in chosen) == expected
 
 
-def test_with_ample_slack_only_the_waiting_counts() -> None:
-    waiting = [ready("near", 1.0, 3.0), ready("far", 9.0, 1.0), ready("late", 0.1, 9.0)]
-    assert [each.id for each in order(waiting, ample_s=0.5)] == ["late", "far", "near"]
-    waiting = [ready("new", 0.0, 3.0, is_new=True), ready("far", 9.0, 1.0), ready("late", -0.1, 9.0)]
-    assert [each.id for each in order(waiting, ample_s=0.0)] == ["late", "far", "new"]
-
-
-@pytest.mark.parametrize(
-    ("saves", "spend", "least", "expected"),
-    [(0.0, math.inf, 0.0, 4), (0.02, math.inf, 0.1, 1), (0.3, math.inf, 0.1, 4), (0.3, 0.5, 0.1, 4)],
-)
-def test_a_step_is_shared_where_that_saves(saves: float, spend: float, least: float, expected: int) -> None:
-    late = [ready(f"s{i}", 0.0) for i in range(4)]
-    assert len(batch(late, lambda n: 100 * (1 + (n - 1) * (1 - 2 * saves)), spend, least_saving=least)) == expected
+@pytest.mark.parametrize(("saves", "expected"), [(0.0, 1), (0.05, 1), (0.3, 4)])
+@pytest.mark.parametrize("lead", [0.0, 3.0])
+def test_a_step_is_shared_where_that_saves(saves: float, lead: float, expected: int) -> None:
+    waiting = [ready(f"s{i}", lead) for i in range(4)]
+    assert len(pick(waiting, Used(), lambda n: 100 * n * (1 - saves * (n > 1)), 8)) == expected
 
 
 def test_only_what_may_share_a_step_does() -> None:
     waiting = [ready("a", 1.0), ready("b", 1.1, key="other"), ready("c", 1.2)]
-    assert [each.id for each in batch(waiting, lambda n: 50.0 + 5 * n)] == ["a", "c"]
-    assert batch([], lambda n: 1.0) == []
-    assert len(batch(waiting, lambda n: 60.0 * n + n * n)) == 1  # sharing would make each slower
-    assert len(batch([ready(f"{i}", 9.0) for i in range(9)], lambda n: 50.0, most=3)) == 3
+    assert [each.id for each in pick(waiting, Used(), lambda n: 50.0 + 5 * n, 8)] == ["a", "c"]
+    assert len(pick(waiting, Used(), lambda n: 60.0 * n + n * n, 8)) == 1  # sharing would make each slower
+    many = [ready(f"{i}", 3.0) for i in range(9)]
+    assert [len(pick(many, Used(), lambda n: 50.0, most)) for most in (1, 3, 9)] == [1, 3, 9]
+
+
+@pytest.mark.parametrize(
+    ("lead", "waited", "expected"),
+    [(2.0, 0.0, 0.0), (2.0, 0.1, 0.3), (2.0, 0.6, 1.0), (0.0, 0.5, 0.0), (-1.0, 0.5, 0.0)],
+)
+def test_who_is_ahead_rests_for_those_it_waited_for(lead: float, waited: float, expected: float) -> None:
+    assert rest_s(lead, waited) == pytest.approx(expected)
 
 
 def test_a_session_ahead_is_parked_until_its_viewer_has_come_near() -> None:
