@@ -219,7 +219,7 @@ class Run:
         self.policy.saw(self.world.profile.alone_ms, len(members), took)
         for user, turn in members:
             if turn == user.turn:
-                self._deliver(user, machine)
+                self._deliver(user, machine, took / 1000)
             elif user.is_active and user.ready_at is not None:  # silent and active again meanwhile
                 self._at(max(self.now, user.free_at), self._offer, user, user.turn)
         if machine.is_leaving and not machine.ready:
@@ -227,8 +227,9 @@ class Run:
         else:
             self._step(machine)
 
-    def _deliver(self, user: _User, made_at: _Machine) -> None:
+    def _deliver(self, user: _User, made_at: _Machine, took_s: float) -> None:
         assert user.ready_at is not None
+        waited_s = self.now - took_s - user.ready_at
         if user.is_new:
             self.tally.first_ms.append((self.now - user.asked_at) * 1000)
             user.is_new = False
@@ -237,14 +238,14 @@ class Run:
         user.playout.add(self.now, self.world.profile.chunk_s)
         if made_at is not self._machine(user.session.id):
             user.free_at = self.now + self._move_s  # it moves now, between two chunks
-        lead, pace, most = user.playout.lead(self.now), self.policy.pace, self.world.most_lead_s
-        wake = pace.wake_s if pace and pace.is_parked(lead, False) else most if lead > most else None
-        if wake is None:
+        lead = user.playout.lead(self.now)
+        pause_s = max(self.policy.pause_s(lead, waited_s), lead - self.world.most_lead_s)
+        if pause_s <= 0:
             user.ready_at = self.now
             self._at(max(self.now + self.world.call_s, user.free_at), self._offer, user, user.turn)
         else:
             user.ready_at, user.parked = None, True
-            self._at(self.now + lead - wake, self._wake, user, user.turn)
+            self._at(self.now + pause_s, self._wake, user, user.turn)
 
     def _wake(self, user: _User, turn: int) -> None:
         if turn == user.turn:

@@ -19,7 +19,7 @@ from riverrun.cluster.fair import Used
 from riverrun.cluster.fleet import Move, Plan, Session
 from riverrun.cluster.latency import Formula, Latency, Learned, kept_up
 from riverrun.cluster.sim.truth import Profile
-from riverrun.cluster.slack import Pace, Ready, pick
+from riverrun.cluster.slack import Pace, Ready, pick, rest_s
 
 
 @dataclass
@@ -55,6 +55,10 @@ class Policy:
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         """Of one worker; never empty."""
         return [min(ready, key=lambda each: (each.since, each.id))]
+
+    def pause_s(self, lead_s: float, waited_s: float) -> float:
+        """For how long a session asks for nothing that was given a chunk, whose step had waited so long for others."""
+        return lead_s - self.pace.wake_s if self.pace and self.pace.is_parked(lead_s, False) else 0.0
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
         """A step of n sessions took so long."""
@@ -193,6 +197,9 @@ class Slack(Paper):
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         return pick(ready, Used(), self._step_ms, self.places)
+
+    def pause_s(self, lead_s: float, waited_s: float) -> float:
+        return max(super().pause_s(lead_s, waited_s), rest_s(lead_s, waited_s))
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
         self._seen = self._seen.told(alone_ms, n, self.places, took_ms)
