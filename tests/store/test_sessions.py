@@ -142,6 +142,27 @@ def test_the_control_log_is_in_order_and_cut_with_the_record(with_store):
     with_store(body)
 
 
+def test_who_writes_may_say_how_many_lines_there_are(with_store):
+    """So that a store which has lost some takes none after the gap, and a line that comes twice is there once."""
+
+    async def body(store: Store) -> None:
+        made = await store.create(record())
+        for i in range(2):
+            await store.log(made, ControlEntry(i, "prompt"), i)
+        with pytest.raises(Conflict):
+            await store.log(made, ControlEntry(1, "prompt"), 1)
+        with pytest.raises(Conflict):
+            await store.log(made, ControlEntry(3, "prompt"), 3)
+        with pytest.raises(Conflict):
+            await store.update(made, 1, 3)
+        assert [e.revision for e in await store.read_log("a")] == [0, 1]
+        made = await store.update(made, 1, 2)
+        await store.log(made, ControlEntry(2, "prompt"), 1)
+        assert [e.revision for e in await store.read_log("a")] == [1, 2]
+
+    with_store(body)
+
+
 def test_an_ended_record_expires(with_store):
     async def body(store: Store) -> None:
         made = await store.create(record(client_id="mine"))
