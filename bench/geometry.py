@@ -55,15 +55,20 @@ COLUMNS = {
     "drift": {
         "path": "path", "memory": "policy", "frames": "frames", "rows at most": "most_rows", "AbsRel": "abs_rel",
         "chance": "chance", "turn ratio": "rotation_ratio", "move ratio": "translation_ratio", "ATE": "ate",
-        "ATE still": "ate_still", "acc": "accuracy", "comp": "completion", "NC": "normals",
+        "ATE still": "ate_still", "acc": "accuracy", "acc chance": "accuracy_chance", "comp": "completion",
+        "comp chance": "completion_chance", "NC": "normals", "NC chance": "normals_chance",
+    },
+    "differences": {
+        "path": "path", "memory": "policies", "windows": "windows", "turn deg": "rotation", "noise": "rotation_noise",
+        "move": "translation", "noise ": "translation_noise",
     },
     "speed": {"budget in frames": "budget", "rows": "rows", "paged ms": "ours", "concatenated ms": "usual",
               "ratio": "ratio", "outputs differ by": "difference"},
 }  # fmt: skip
 
 
-def measure(only: Sequence[str], is_quick: bool) -> dict[str, Any]:
-    """The figures by part; "absent": lines on what could not be measured."""
+def measure(only: Sequence[str], is_quick: bool, keep: Path | None = None) -> dict[str, Any]:
+    """The figures by part; "absent": lines on what could not be measured. keep: see `drift`."""
     torch.set_num_threads(1)
     model = build(load_model(MODEL))
     assert isinstance(model, InfiniteVGGT)
@@ -79,7 +84,7 @@ def measure(only: Sequence[str], is_quick: bool) -> dict[str, Any]:
     if "reading" in only:
         figures["reading"] = reading(model, 2 if is_quick else 8)
     if "drift" in only:
-        figures["drift"] = drift(model, QUICK_MARKS if is_quick else MARKS)
+        figures |= drift(model, QUICK_MARKS if is_quick else MARKS, keep)
     if "speed" in only:
         figures["speed"] = speeds(model, (12,) if is_quick else (12, 24, 96), 10 if is_quick else 60)
     return figures
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--speed", action="store_true", help="only that")
     parser.add_argument("--drift", action="store_true", help="only that, with `reading`")
+    parser.add_argument("--keep", metavar="FILE", type=Path, help="where `drift` keeps each path that is done")
     parser.add_argument("--picture", metavar="FILE", help="frame, true depth, depth, cloud and path as a picture")
     given = parser.parse_args(argv)
     only = ("speed",) if given.speed else ("reading", "drift") if given.drift else tuple(given.only.split(","))
@@ -101,12 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build(load_model(MODEL))
         picture(model, Path(given.picture))
         return 0
-    figures = measure(only, given.quick)
+    figures = measure(only, given.quick, given.keep)
     print(tables(COLUMNS, figures))
     for line in figures.get("absent", ()):
         print(line)
     if "drift" in figures:
         print(f"budget: {BUDGET} frames a layer; ratios are errors over {GAP} frames by those of no motion")
+        print("differences: mean over windows of 100 frames; within their noise (two standard errors) they are none")
     if given.json:
         write_json(given.json, "geometry", {"quick": given.quick, "only": list(only), "gap": GAP}, figures)
     return 0

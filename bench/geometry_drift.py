@@ -5,8 +5,12 @@ At 100, 1,000 and 10,000 frames, the errors of the frames just before; the unbou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +18,7 @@ from torch import Tensor
 
 from riverrun.bench.geometry_paths import Piece, pieces, whole
 from riverrun.bench.geometry_quality import GAP, depth_scale, mean_map, moved, unprojected
-from riverrun.bench.geometry_watch import stream_of, watch
+from riverrun.bench.geometry_watch import Watched, stream_of, watch
 from riverrun.models.base import BadRequest
 from riverrun.models.geometry.clouds import compare
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
@@ -26,19 +30,31 @@ DRIFT_PATHS = ("revisits", "walks on")
 POLICIES: tuple[TokenMemory, ...] = ("diverse_keys", "sink_window", "full")
 BUDGET, MOST_FULL = 24, 1000  # frames
 LATE = 100  # frames before a mark whose depth counts
+VOXEL = 0.1
 CLOUD_EVERY = 10  # Long3D's protocol takes every 10th frame
+Row = dict[str, Any]
 
 
 @dataclass
 class _Kept:
-    """What a run keeps of its frames: every pose, and maps of every 10th at a quarter of the pixels."""
+    """What a run keeps of its frames: every pose, and maps of every 10th at a quarter of the pixels. most: rows that
+    its memory ever held."""
 
+    marks: tuple[int, ...]
+    most: int = 0
     poses: list[Tensor] = field(default_factory=list)
     true_poses: list[Tensor] = field(default_factory=list)
     depth: list[Tensor] = field(default_factory=list)
     true_depth: list[Tensor] = field(default_factory=list)
     points: list[Tensor] = field(default_factory=list)
     true_points: list[Tensor] = field(default_factory=list)
+    chance: list[Tensor] = field(default_factory=list)  # points of a camera that stands before the mean depth map
+
+    @property
+    def scale(self) -> float:
+        """What a unit of the reconstruction is, told from the first frames' depth."""
+        early = slice(0, LATE // CLOUD_EVERY)
+        return depth_scale(torch.stack(self.depth[early]), torch.stack(self.true_depth[early]))
 
 
 def reading(model: InfiniteVGGT, scenes: int, frames: int = 60) -> list[dict[str, Any]]:
@@ -69,51 +85,107 @@ def _foreign(other: Piece, truth: Piece) -> Piece:
     return Piece(torch.cat([other.frames[:half], truth.frames[half:]]), truth.depth, truth.poses)
 
 
-def drift(model: InfiniteVGGT, marks: Sequence[int], seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each path, policy and mark."""
-    rows = []
+def drift(model: InfiniteVGGT, marks: Sequence[int], file: Path | None = None, seed: int = 0) -> dict[str, list[Row]]:
+    """ "drift": a row for each path, policy and mark; "differences": what two policies differ by.
+
+    file: JSON lines of the rows of each path that is done; a later call with the same weights takes them from there.
+    """
+    found: dict[str, list[Row]] = {"drift": [], "differences": []}
+    done = _done(file, _digest(model))
     for path in DRIFT_PATHS:
-        for policy in POLICIES:
-            reach = [mark for mark in marks if policy != "full" or mark <= MOST_FULL]
-            rows += [{"path": path, "policy": policy, **row} for row in _marked(model, path, policy, reach, seed)]
-    return rows
+        made = done.get((path, marks[-1])) or _along(model, path, marks, seed)
+        if file and (path, marks[-1]) not in done:
+            with file.open("a") as lines:
+                lines.write(json.dumps([_digest(model), path, marks[-1], made]) + "\n")
+        for part in found:
+            found[part] += made[part]
+    return found
 
 
-def _marked(
-    model: InfiniteVGGT, path: str, policy: TokenMemory, marks: Sequence[int], seed: int
-) -> Iterator[dict[str, Any]]:
-    kept, most = _Kept(), 0
-    frames = marks[-1] if policy == "full" else BUDGET
-    stream = stream_of(model, policy, frames)
+def _done(file: Path | None, digest: str) -> dict[tuple[str, int], dict[str, list[Row]]]:
+    lines = file.read_text().splitlines() if file and file.exists() else []
+    return {(path, last): made for weights, path, last, made in map(json.loads, lines) if weights == digest}
+
+
+def _digest(model: InfiniteVGGT) -> str:
+    """Of the weights: rows of others are not theirs."""
+    found = hashlib.sha256()
+    for tensor in model.model.state_dict().values():
+        found.update(tensor.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _along(model: InfiniteVGGT, path: str, marks: Sequence[int], seed: int) -> dict[str, list[Row]]:
+    """All policies over the same frames, each filmed once: filming costs as much as the network."""
+    runs = {policy: _Kept(reach(policy, marks)) for policy in POLICIES}
+    streams = {p: stream_of(model, p, runs[p].marks[-1] if p == "full" else BUDGET) for p in POLICIES}
+    rows: dict[str, list[Row]] = {policy: [] for policy in POLICIES}
     for piece in pieces(path, seed, marks[-1], model.config.image):
-        said = watch(model, [piece], stream, every=CLOUD_EVERY)
-        most = max(most, said.most)
-        kept.poses += list(said.poses)
-        kept.true_poses += list(piece.poses)
-        home = torch.linalg.inv(kept.true_poses[0])
-        true = torch.where(piece.depth.isfinite(), piece.depth, 0.0)[said.kept]
-        true_points = moved(unprojected(true), home @ piece.poses[said.kept])
-        for i in range(len(said.kept)):
-            kept.depth.append(said.depth[i, ::2, ::2])
-            kept.true_depth.append(true[i, ::2, ::2])
-            is_valid = true[i, ::4, ::4] > 0
-            kept.points.append(said.points[i, ::4, ::4][is_valid])
-            kept.true_points.append(true_points[i, ::4, ::4][is_valid])
-        done = len(kept.poses)
-        for mark in marks:
-            if done - len(piece.frames) < mark <= done:
-                yield {"frames": mark, "most_rows": most, **_errors(kept, mark)}
+        for policy, kept in runs.items():
+            if len(kept.poses) >= kept.marks[-1]:
+                continue
+            said = watch(model, [piece], streams[policy], every=CLOUD_EVERY)
+            rows[policy] += [{"path": path, "policy": policy, **row} for row in _passed(kept, piece, said)]
+    apart = [{"path": path, **_difference(runs, a, b)} for a, b in itertools.combinations(POLICIES, 2)]
+    return {"drift": [row for policy in POLICIES for row in rows[policy]], "differences": apart}
 
 
-def _errors(kept: _Kept, mark: int) -> dict[str, Any]:
+def reach(policy: TokenMemory, marks: Sequence[int]) -> tuple[int, ...]:
+    """The marks that a policy comes to: a memory that forgets nothing grows too large for the later ones."""
+    return tuple(mark for mark in marks if policy != "full" or mark <= MOST_FULL)
+
+
+def _passed(kept: _Kept, piece: Piece, said: Watched) -> Iterator[Row]:
+    """Keeps a piece; a row for each mark in it."""
+    kept.most = max(kept.most, said.most)
+    kept.poses += list(said.poses)
+    kept.true_poses += list(piece.poses)
+    home = torch.linalg.inv(kept.true_poses[0])
+    true = torch.where(piece.depth.isfinite(), piece.depth, 0.0)[said.kept]
+    true_points = moved(unprojected(true), home @ piece.poses[said.kept])
+    chance = unprojected(mean_map(true.shape[-1])[None])[0, ::4, ::4]
+    for i in range(len(said.kept)):
+        kept.depth.append(said.depth[i, ::2, ::2])
+        kept.true_depth.append(true[i, ::2, ::2])
+        is_valid = true[i, ::4, ::4] > 0
+        kept.points.append(said.points[i, ::4, ::4][is_valid])
+        kept.true_points.append(true_points[i, ::4, ::4][is_valid])
+        kept.chance.append(chance[is_valid])
+    done = len(kept.poses)
+    for mark in kept.marks:
+        if done - len(piece.frames) < mark <= done:
+            yield {"frames": mark, "most_rows": kept.most, **_errors(kept, mark)}
+
+
+def _difference(runs: Mapping[TokenMemory, _Kept], a: TokenMemory, b: TokenMemory) -> Row:
+    """Errors of `a` less those of `b` over windows of LATE frames that both have seen: mean, and two standard
+    errors of it. A mean within them is noise."""
+    frames = min(len(runs[a].poses), len(runs[b].poses))
+    off = torch.tensor([[x - y for x, y in zip(_motion(runs[a], at), _motion(runs[b], at), strict=True)]
+                        for at in range(0, frames - LATE + 1, LATE)])  # fmt: skip
+    mean, noise = off.mean(0), 2 * off.std(0) / len(off) ** 0.5
+    return {
+        "policies": f"{a} - {b}", "windows": len(off), "rotation": float(mean[0]), "rotation_noise": float(noise[0]),
+        "translation": float(mean[1]), "translation_noise": float(noise[1]),
+    }  # fmt: skip
+
+
+def _motion(kept: _Kept, at: int) -> tuple[float, float]:
+    window = slice(at, at + LATE)
+    found = relative_errors(torch.stack(kept.poses[window]), torch.stack(kept.true_poses[window]), GAP, kept.scale)
+    return found.rotation, found.translation
+
+
+def _errors(kept: _Kept, mark: int) -> Row:
     poses, truth = torch.stack(kept.poses[:mark]), torch.stack(kept.true_poses[:mark])
     maps = mark // CLOUD_EVERY
     late = slice(max(0, maps - LATE // CLOUD_EVERY), maps)
     depth, true = torch.stack(kept.depth[late]), torch.stack(kept.true_depth[late])
-    early = slice(0, LATE // CLOUD_EVERY)
-    scale = depth_scale(torch.stack(kept.depth[early]), torch.stack(kept.true_depth[early]))
+    scale = kept.scale
     motion = relative_errors(poses[-LATE:], truth[-LATE:], GAP, scale)
-    cloud = compare(scale * torch.cat(kept.points[:maps]), torch.cat(kept.true_points[:maps]), 0.1, is_aligned=True)
+    true_points = torch.cat(kept.true_points[:maps])
+    cloud = compare(scale * torch.cat(kept.points[:maps]), true_points, VOXEL, is_aligned=True)
+    chance = compare(torch.cat(kept.chance[:maps]), true_points, VOXEL, is_aligned=True)
     still = truth[:, :3, 3] - truth[:, :3, 3].mean(0)
     try:
         ate: float | None = trajectory_errors(poses, truth).ate
@@ -121,8 +193,10 @@ def _errors(kept: _Kept, mark: int) -> dict[str, Any]:
         ate = None
     return {
         "abs_rel": depth_errors(depth, true).abs_rel,
-        "chance": depth_errors(mean_map(112)[::2, ::2].expand_as(true), true).abs_rel,
+        "chance": depth_errors(mean_map(2 * true.shape[-1])[::2, ::2].expand_as(true), true).abs_rel,
         "rotation_ratio": motion.rotation_ratio, "translation_ratio": motion.translation_ratio,
         "ate": ate, "ate_still": float(still.norm(dim=1).square().mean().sqrt()),
-        "accuracy": cloud.accuracy.mean, "completion": cloud.completion.mean, "normals": cloud.normals,
+        "accuracy": cloud.accuracy.mean, "accuracy_chance": chance.accuracy.mean,
+        "completion": cloud.completion.mean, "completion_chance": chance.completion.mean,
+        "normals": cloud.normals, "normals_chance": chance.normals,
     }  # fmt: skip

@@ -77,7 +77,7 @@ def _along(t: float) -> Tensor:
     return looking((x, 1.7 + 0.2 * sway, 4.4), (x + 1.2 * sway, 0.8, 0.0))
 
 
-def _street(seed: int, x: float, reach: float = 12.0) -> Scene:
+def _street(seed: int, x: float, reach: float = 7.5) -> Scene:
     """Objects that stand along the x axis for ever; those within `reach`."""
     base = yard(random.Random((FIRST_SEED + seed) * 7867), held_out=True)
     things: list[Thing] = []

@@ -61,7 +61,7 @@ def watch(
         for pixels in piece.frames:
             image = pixels.permute(2, 0, 1)[None].float() / 255
             begun = time.process_time()
-            said = model.model.frame(image, [stream])
+            said = model.model.frame(image, [stream], points=t % every == 0)
             ms.append(1000 * (time.process_time() - begun))
             poses.append(_pose(said, image.shape[-1]))
             if t % every == 0:

@@ -42,7 +42,7 @@ KINDS = ("flat", "rooms", "captions", "yards", *LONG_KINDS)
 
 
 LENGTHS = {"rooms": (2, 2, 2, 4), "captions": (2, 2, 3, 4, 6, 10), "yards": (2, 2, 3, 4, 6, 10),
-           "orbits": (8, 16, 16), "strolls": (8, 16, 16)}  # fmt: skip
+           "orbits": (8, 8, 16), "strolls": (8, 8, 16)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ LESSONS = (
     Lesson(800, {"flat": 1.0}),
     Lesson(2000, {"flat": 0.2, "rooms": 0.8}),
     Lesson(STREAMS, {"flat": 0.1, "rooms": 0.25, "captions": 0.3, "yards": 0.35}),
-    Lesson(10**9, {"flat": 0.05, "rooms": 0.05, "captions": 0.1, "yards": 0.1, "orbits": 0.4, "strolls": 0.3}),
+    Lesson(10**9, {"flat": 0.05, "rooms": 0.05, "captions": 0.1, "yards": 0.05, "orbits": 0.5, "strolls": 0.25}),
 )
 
 
@@ -72,7 +72,7 @@ class Recipe:
     steps: int = 12_000
     frames: int = 32  # of a batch
     rate: float = 6e-4  # of the aggregator; heads have `heads` times as much, see `_groups`
-    again: float = 0.4  # of the rate, at STREAMS
+    again: float = 0.6  # of the rate, at STREAMS
     heads: float = 2.0
     warm_up: int = 50
     ema: float = 0.998

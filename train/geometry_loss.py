@@ -11,7 +11,7 @@ from riverrun.train.geometry_frames import Batch
 
 EARLIER = 0.6  # an iteration of the camera head counts so much of the next one
 MOTION, CONSTANTS = 4.0, 0.05
-USUAL, LEAST = 0.35, 0.2  # an error counts by USUAL / (LEAST + size of the motion), or wide turns would be all
+USUAL, LEAST = 0.35, 0.2  # an error counts by sqrt(USUAL / (LEAST + size of the motion)), or wide turns would be all
 CONFIDENCE = 0.2
 DENSE = 4  # clips of a batch whose maps are made: the two dense heads cost more than all else
 
@@ -37,7 +37,7 @@ def _motion_error(poses: Tensor, batch: Batch) -> Tensor:
     truth = batch.quaternions[:, 1:]
     same, turned = (((poses[..., 3:7] - sign * truth).abs() * weight[:, None, None]).sum(-1) for sign in (1, -1))
     size = batch.extrinsics[:, 1:, :, 3].abs().sum(-1) + truth[..., :3].abs().sum(-1)
-    return (translation + torch.minimum(same, turned)) * USUAL / (LEAST + size)
+    return (translation + torch.minimum(same, turned)) * (USUAL / (LEAST + size)).sqrt()
 
 
 def dense_loss(model: VGGT, seen: Seen, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:

@@ -125,15 +125,35 @@ def test_rows_stay_within_the_budget(model, memory):
     assert said.poses.shape == (24, 4, 4)
 
 
-def test_drift_marks_every_policy(model, monkeypatch):
+def test_drift_marks_every_policy_and_goes_on_from_its_file(model, monkeypatch, tmp_path):
     monkeypatch.setattr(geometry_drift, "mean_map", lambda side: torch.ones(56, 56))
     monkeypatch.setattr(geometry_drift, "LATE", 20)
-    rows = geometry_drift.drift(model, (20, 40))
-    assert {(row["path"], row["policy"], row["frames"]) for row in rows} == {
+    found = geometry_drift.drift(model, (20, 40), tmp_path / "rows")
+    assert {(row["path"], row["policy"], row["frames"]) for row in found["drift"]} == {
         (path, policy, mark) for path in geometry_drift.DRIFT_PATHS for policy in geometry_drift.POLICIES
         for mark in (20, 40)
     }  # fmt: skip
-    assert all(np.isfinite(row["abs_rel"]) for row in rows)
+    assert all(np.isfinite(row["abs_rel"]) and row["accuracy_chance"] > 0 for row in found["drift"])
+    assert [row["windows"] for row in found["differences"]] == [2] * 6
+    first, *_ = (tmp_path / "rows").read_text().splitlines()
+    (tmp_path / "rows").write_text(first + "\n")
+    filmed = []
+    monkeypatch.setattr(geometry_drift, "pieces", lambda path, *rest: filmed.append(path) or pieces(path, *rest))
+    assert geometry_drift.drift(model, (20, 40), tmp_path / "rows") == found
+    assert filmed == ["walks on"]
+
+
+def test_a_difference_within_its_noise_is_seen_as_such():
+    truth = whole("revisits", 0, 400, 8).poses
+    runs = {}
+    for name, lag in (("right", 0), ("alike", 0), ("late", 4)):
+        depth = [torch.ones(2, 2)] * 40
+        runs[name] = geometry_drift._Kept((400,), 0, list(truth.roll(lag, dims=0)), list(truth), depth, depth)
+    alike = geometry_drift._difference(runs, "right", "alike")
+    assert (alike["rotation"], alike["windows"]) == (0, 4)
+    late = geometry_drift._difference(runs, "late", "right")
+    assert late["rotation"] > 0
+    assert late["translation"] > 0
 
 
 def test_concatenated_caches_say_the_same(model):
