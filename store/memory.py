@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class MemoryStore:
     async def get(self, session: str) -> SessionRecord | None:
         self._expire()
         text = self._records.get(session)
-        return SessionRecord.from_json(text) if text else None
+        return _read(text) if text else None
 
     async def page(
         self, size: int = 50, token: str = "", include_ended: bool = False, tenant: str | None = None
@@ -145,13 +146,19 @@ class MemoryStore:
         return record
 
     def _all(self) -> list[SessionRecord]:
-        return [SessionRecord.from_json(text) for text in self._records.values()]
+        return [_read(text) for text in self._records.values()]
 
     def _expire(self) -> None:
         for session in [s for s, end in self._expiry.items() if end <= self._now()]:
             self._records.pop(session, None)
             self._logs.pop(session, None)
             self._expiry.pop(session, None)
+
+
+@lru_cache(maxsize=256)
+def _read(text: str) -> SessionRecord:
+    """Nobody changes a record, and most are read several times as they are."""
+    return SessionRecord.from_json(text)
 
 
 def _order(record: SessionRecord) -> tuple[float, str]:
