@@ -1,6 +1,6 @@
 """Camera, depth and points of the tiny InfiniteVGGT on unseen sequences, its speed, and what a long stream does to it.
 
-    python -m riverrun.bench.geometry [--quick] [--json FILE] [--only quality,pairs,world,real,reading,drift,speed]
+    python -m riverrun.bench.geometry [--quick] [--json FILE] [--only PARTS]
     python -m riverrun.bench.geometry --speed | --drift
     python -m riverrun.bench.geometry --picture FILE
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from riverrun.actors.loading import build
+from riverrun.bench.geometry_camera import camera_bounds
 from riverrun.bench.geometry_drift import BUDGET, MARKS, QUICK_MARKS, drift, reading
 from riverrun.bench.geometry_pairs import pairs
 from riverrun.bench.geometry_picture import picture
@@ -31,7 +32,7 @@ from riverrun.configs import load_model
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 
 MODEL = "infinitevggt-world"
-PARTS = ("quality", "pairs", "world", "real", "reading", "drift", "speed")
+PARTS = ("quality", "pairs", "world", "real", "reading", "camera", "drift", "speed")
 COLUMNS = {
     "quality": {
         "path": "path", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant", "floor": "floor_plane",
@@ -52,6 +53,10 @@ COLUMNS = {
     "real": {"pair": "pair", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant", "false turn deg": "turned",
              "direction off deg": "direction"},
     "reading": {"memory": "memory", "AbsRel": "abs_rel", "turn deg": "rotation", "move": "translation"},
+    "camera": {
+        "camera memory": "camera", "rows": "rows", "bytes": "bytes", "turn deg": "rotation", "move": "translation",
+        "off full deg": "turned_off", "off full": "moved_off", "ms": "ms",
+    },
     "drift": {
         "path": "path", "memory": "policy", "frames": "frames", "rows at most": "most_rows", "AbsRel": "abs_rel",
         "chance": "chance", "turn ratio": "rotation_ratio", "move ratio": "translation_ratio", "ATE": "ate",
@@ -83,6 +88,8 @@ def measure(only: Sequence[str], is_quick: bool, keep: Path | None = None) -> di
         figures["real"], figures["absent"] = real(model)
     if "reading" in only:
         figures["reading"] = reading(model, 2 if is_quick else 8)
+    if "camera" in only:
+        figures["camera"] = camera_bounds(model, 120 if is_quick else 600)
     if "drift" in only:
         figures |= drift(model, QUICK_MARKS if is_quick else MARKS, keep)
     if "speed" in only:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from riverrun.bench import (
+    geometry_camera,
     geometry_drift,
     geometry_pairs,
     geometry_paths,
@@ -154,6 +155,16 @@ def test_a_difference_within_its_noise_is_seen_as_such():
     late = geometry_drift._difference(runs, "late", "right")
     assert late["rotation"] > 0
     assert late["translation"] > 0
+
+
+def test_the_camera_s_bound_stands_beside_none(model, monkeypatch):
+    monkeypatch.setattr(geometry_camera, "LATE", 10)
+    short, enough, full = geometry_camera.camera_bounds(model, 30, kept=(4, 30), seeds=1)
+    assert full["rows"] == 30 * SMALL.camera_iterations * SMALL.camera_depth
+    assert short["rows"] == 4 * SMALL.camera_iterations * SMALL.camera_depth
+    assert short["bytes"] < full["bytes"]
+    assert (full["moved_off"], enough["moved_off"]) == (0, 0)
+    assert short["moved_off"] > 0
 
 
 def test_concatenated_caches_say_the_same(model):
