@@ -19,7 +19,7 @@ from riverrun.cluster.autoscale import ScaleMemory, ScaleRule
 from riverrun.cluster.bottleneck import Floor
 from riverrun.cluster.decide import Settings, decide
 from riverrun.cluster.fleet import Move, Plan, Session
-from riverrun.cluster.latency import Formula, Learned
+from riverrun.cluster.latency import Formula, Learned, kept_up
 from riverrun.cluster.placement import Load, keeps_headroom, least_bottleneck, least_loaded, worker
 from riverrun.configs import ActorConfig
 from riverrun.models.base import BadRequest, Unavailable
@@ -163,7 +163,7 @@ class Planner:
             usual = self._usual([session for those in active.values() for session in those])
             waiting = [Session(who, usual) for who in self._wanting]
             idle = sum(len(s.look.residents) for s in seen) - len(floor.home)
-            settings = self._settings(seen, rests=bool(self._orders) or now < self._rested + REST_S)
+            settings = self._settings(seen, usual, rests=bool(self._orders) or now < self._rested + REST_S)
             before = floor.bottleneck_ms
             plan, self._memory = decide(floor, waiting, now, self._memory, settings, idle, self.pool.starting)
         if settings.scales:  # else there are as many as the configuration says, the dead among them
@@ -201,13 +201,22 @@ class Planner:
         due = (o for o in self._orders if o.until > now)
         return tuple(o for o in due if (o.move.session, o.move.stage, o.move.source) in here)
 
-    def _settings(self, seen: Sequence[Seen], rests: bool) -> Settings:
+    def _settings(self, seen: Sequence[Seen], usual: float, rests: bool) -> Settings:
         actor = self.pool.config.actor
-        empty = [replace(self._load(each), sessions=0, reserved_bytes=0).room for each in seen]
-        places = max(1, min(empty))
-        rule = ScaleRule(actor.count, most(actor), places, hold_s=actor.shrink_s)
+        rule = ScaleRule(actor.count, most(actor), self._places(seen, usual), hold_s=actor.shrink_s)
         scales = most(actor) > actor.count
         return Settings(rule, least_share=LEAST_SHARE, moves=not rests, scales=scales)
+
+    def _places(self, seen: Sequence[Seen], usual: float) -> float:
+        """Of an actor, by its configuration and its memory; as soon as steps were measured, no more than it keeps up
+        with while everybody plays at 1x."""
+        empty = [replace(self._load(each), sessions=0, reserved_bytes=0).room for each in seen]
+        places = max(1, min(empty))
+        info = next((each.member.info for each in seen if each.member.info), None)
+        if not (info and info.description.fps and usual and self._latency.ratios):
+            return places
+        chunk_ms = 1000 * info.description.chunk_frames / info.description.fps
+        return kept_up(self._latency, usual, places, chunk_ms)
 
     def _learn(self, seen: Sequence[Seen]) -> None:
         for each in seen:

@@ -61,7 +61,7 @@ def snapshot(sessions: int, workers: int, seed: int) -> tuple[list[Worker], list
 
 def decision_ms(workers: Sequence[Worker], waiting: Sequence[Session]) -> tuple[float, int]:
     """Of one; and the moves that it made of sessions that had a place."""
-    settings = Settings(ScaleRule(most=2 * len(workers), places=workers[0].places, spare=1.25))
+    settings = Settings(ScaleRule(most=2 * len(workers), places=workers[0].places))
     began = time.perf_counter()
     plan, _ = decide(Floor(workers, Formula()), waiting, 0.0, ScaleMemory(), settings)
     took = 1000 * (time.perf_counter() - began)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+SPARE, HOLD_S = 1.0, 15.0
+"""Of the service and of the simulator's `ours`: `python -m riverrun.bench.sim --only pareto` shows what others cost."""
+
 
 @dataclass(frozen=True)
 class ScaleRule:
-    """least, most: workers. places: of one. full: share of the places that are planned to be taken, by how restless
-    the load is: the first entry whose bound is not passed counts; an endless bound comes last.
+    """least, most: workers. places: of one.
 
-    spare: instead of `full`: so many roots of the mean load of the last `mean_s` seconds are kept free. Many users who
-    come and go by themselves vary by the root of their number, so that a large cluster keeps a smaller share free; and
-    the mean sees through a moment that would be over before a worker has come.
+    spare: so many roots of the mean load of the last `mean_s` seconds are kept free. Many users who come and go by
+    themselves vary by the root of their number, so that a large cluster keeps a smaller share free; and the mean sees
+    through a moment that would be over before a worker has come. None: `full` counts.
+    full: share of the places that are planned to be taken, by how restless the load is: the first entry whose bound is
+    not passed counts; an endless bound comes last.
     hold_s: a smaller target must stand so long before it counts, so that a short lull sends no one home.
     window_s: over which restlessness is looked at.
     """
@@ -22,9 +26,9 @@ class ScaleRule:
     most: int = 1024
     places: float = 4
     full: tuple[tuple[float, float], ...] = ((0.05, 0.98), (0.15, 0.94), (math.inf, 0.88))
-    hold_s: float = 5.0
+    hold_s: float = HOLD_S
     window_s: float = 60.0
-    spare: float | None = None
+    spare: float | None = SPARE
     mean_s: float = 30.0
 
 
@@ -58,7 +62,7 @@ def restlessness(seen: tuple[tuple[float, int], ...]) -> float:
 
 
 def target(rule: ScaleRule, memory: ScaleMemory, now: float, active: int, workers: int) -> Target:
-    """`ceil(active / (places * full))`, or with spare `ceil(max(active, mean + spare * sqrt(mean)) / places)`, within
+    """`ceil(max(active, mean + spare * sqrt(mean)) / places)`, without spare `ceil(active / (places * full))`, within
     bounds; more at once, fewer after `hold_s`.
 
     active: sessions that want chunks, those without a place among them. A restless load is given more free places, so

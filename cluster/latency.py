@@ -14,6 +14,9 @@ RESOLUTION = {"360p": 0.45, "480p": 0.65, "720p": 1.0, "1080p": 1.7, "4k": 3.2}
 MEASURED_AFTER = 8.0
 """The prior counts as so many measurements."""
 
+STRAIN = 0.85
+"""Share of a worker's time that is planned: what is measured is a mean, and who comes late to a step waits for it."""
+
 
 class Latency(Protocol):
     """Rising in n."""
@@ -39,9 +42,10 @@ def alone_ms(frames: int, prompt_tokens: int, resolution: str, units: float = 1.
     return 180 * units * RESOLUTION[resolution] * max(0.5, (frames / 64) ** 0.5) + 0.015 * prompt_tokens
 
 
-def kept_up(latency: Latency, alone_ms: float, places: int, chunk_ms: float) -> float:
-    """How many sessions of `places` a worker keeps up with when a chunk must be there every `chunk_ms`: where the step
-    of so many takes as long, between two whole numbers by a line."""
+def kept_up(latency: Latency, alone_ms: float, places: int, chunk_ms: float, strain: float = STRAIN) -> float:
+    """How many sessions of `places` a worker keeps up with in `strain` of its time, when each wants a chunk every
+    `chunk_ms`: where the step of so many takes as long, between two whole numbers by a line."""
+    chunk_ms *= strain
     took = [latency.chunk_ms(alone_ms, n, places) for n in range(1, places + 1)]
     n = next((n for n, ms in enumerate(took) if ms > chunk_ms), places)
     if n == places or n == 0:

@@ -17,6 +17,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from riverrun.cluster.autoscale import HOLD_S
+from riverrun.cluster.slack import SPEND
 from riverrun.configs.auth import AuthConfig, TlsConfig
 from riverrun.configs.durability import CheckpointConfig
 from riverrun.configs.telemetry import LogConfig, TraceConfig
@@ -43,12 +45,12 @@ class ActorConfig:
 
     count: int = 1
     max_count: int | None = None
-    shrink_s: float = 60.0
+    shrink_s: float = HOLD_S
     threads: int = 1
     max_sessions: int = 8
     max_bytes: int | None = None
     max_batch: int | None = None
-    slack_share: float = 0.5
+    slack_share: float = SPEND
     num_gpus: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
     eager: bool = True

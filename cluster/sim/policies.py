@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from riverrun.cluster.autoscale import ScaleMemory, ScaleRule, port_target
+from riverrun.cluster.autoscale import SPARE, ScaleMemory, ScaleRule, port_target
 from riverrun.cluster.bottleneck import Floor, consolidate, rebalance
 from riverrun.cluster.decide import Settings, decide
 from riverrun.cluster.fair import Used
@@ -20,6 +20,9 @@ from riverrun.cluster.fleet import Move, Plan, Session
 from riverrun.cluster.latency import Formula, Latency, Learned, kept_up
 from riverrun.cluster.sim.truth import Profile
 from riverrun.cluster.slack import Pace, Ready, pick, rest_s
+
+PAPER_HOLD_S = 5.0
+"""TurboServe's (peers.md §1.2)."""
 
 
 @dataclass
@@ -147,7 +150,7 @@ class Port(Policy):
     more than 40 ms, one session a step in turn."""
 
     rule: ScaleRule = field(default_factory=ScaleRule)
-    hold_s: float = 5.0
+    hold_s: float = PAPER_HOLD_S
     _lower: tuple[int, float] | None = None
 
     def tick(self, now: float, floor: Floor, waiting: Sequence[Session]) -> Plan:
@@ -175,12 +178,11 @@ class Slack(Paper):
     latencies learned as they are seen.
 
     guard_s: how far a session keeps ahead of its viewer beyond the step it waits for: long enough for a recovery.
-    strain: share of a worker's time that is planned. Whose viewer stands goes first, the others by their waiting.
+    Whose viewer stands goes first, the others by their waiting.
     """
 
     profile: Profile = field(default_factory=lambda: Profile("port"))
     guard_s: float = 2.0
-    strain: float = 0.85
     learns_s: float = 10.0
     _learned: float = 0.0
 
@@ -210,7 +212,7 @@ class Slack(Paper):
         self._step_ms = functools.cache(lambda n: latency.chunk_ms(profile.alone_ms, n, profile.places))
         wake_s = self.guard_s + self._step_ms(profile.places) / 1000
         self.pace = Pace(wake_s, wake_s)
-        places = kept_up(latency, profile.alone_ms, profile.places, self.strain * profile.chunk_s * 1000)
+        places = kept_up(latency, profile.alone_ms, profile.places, profile.chunk_s * 1000)
         self.settings = replace(self.settings, rule=replace(self.settings.rule, places=places))
 
 
@@ -228,10 +230,6 @@ POLICIES: Mapping[str, str] = {
 }
 
 
-SPARE, HOLD_S = 1.25, 15.0
-"""Of ours: `python -m riverrun.bench.sim` shows what other values cost."""
-
-
 def policy(name: str, gpus: int, profile: Profile, spare: float = SPARE, full: float | None = None) -> Policy:
     """One of POLICIES for a model, told what its profile says. Raises ValueError.
 
@@ -240,8 +238,9 @@ def policy(name: str, gpus: int, profile: Profile, spare: float = SPARE, full: f
     """
     places, told = profile.places, profile.latency
     shares = ScaleRule().full if full is None else ((math.inf, full),)
-    paper = Settings(ScaleRule(most=gpus, places=places, full=shares), eta=1.0, least_gain_ms=0.0, of_pair=False)
-    ours = Settings(ScaleRule(most=gpus, places=places, spare=spare, hold_s=HOLD_S))
+    rule = ScaleRule(most=gpus, places=places, full=shares, spare=None, hold_s=PAPER_HOLD_S)
+    paper = Settings(rule, eta=1.0, least_gain_ms=0.0, of_pair=False)
+    ours = Settings(ScaleRule(most=gpus, places=places, spare=spare))
     makers: Mapping[str, Callable[[], Policy]] = {
         "B1": lambda: Static(name, places, gpus, told),
         "B2": lambda: Static(name, places, gpus, told, is_pinned=False),

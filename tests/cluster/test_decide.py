@@ -12,7 +12,7 @@ from riverrun.cluster.decide import Settings, decide
 from riverrun.cluster.fleet import Move, Session, Worker
 from riverrun.cluster.latency import Formula
 
-RULE = ScaleRule(least=1, most=4, places=4, full=((math.inf, 1.0),), hold_s=0.0)
+RULE = ScaleRule(least=1, most=4, places=4, full=((math.inf, 1.0),), spare=None, hold_s=0.0)
 FIXED = Settings(scales=False)
 SCALING = Settings(RULE)
 
@@ -72,7 +72,7 @@ def test_a_cordoned_worker_is_not_counted_and_gets_nobody():
 
 def test_a_worker_stays_where_its_sessions_find_no_room():
     floor = floor_of("abcd", "efg")
-    tight = Settings(ScaleRule(least=1, most=4, places=8, full=((math.inf, 1.0),), hold_s=0.0))
+    tight = Settings(ScaleRule(least=1, most=4, places=8, full=((math.inf, 1.0),), spare=None, hold_s=0.0))
     plan = told(floor, tight)
     assert (plan.workers, plan.released, plan.moves) == (2, (), ())
 

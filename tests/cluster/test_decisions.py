@@ -168,7 +168,7 @@ def test_workers_are_emptied_or_left_alone() -> None:
 
 # -- scale ---------------------------------------------------------------------------------------------------
 
-STEADY = ScaleRule(places=4, full=((math.inf, 1.0),), hold_s=5.0, most=10)
+STEADY = ScaleRule(places=4, full=((math.inf, 1.0),), spare=None, hold_s=5.0, most=10)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_smaller_target_must_stand() -> None:
 
 
 def test_a_restless_load_is_given_room() -> None:
-    rule = ScaleRule(places=4)
+    rule = ScaleRule(places=4, spare=None)
     calm = ScaleMemory(tuple((float(t), 36) for t in range(50)))
     wild = ScaleMemory(tuple((float(t), 20 + 32 * (t % 2)) for t in range(50)))
     assert target(rule, calm, 50.0, 36, 1).workers == 10
@@ -218,7 +218,7 @@ def test_places_for_the_mean_and_its_root(seen: list[int], active: int, expected
     ("chunk_ms", "expected"), [(63.47, 1.0), (30.0, 1.0), (121.84, 2.0), (152.155, 2.5), (245.4, 4.0), (900.0, 4.0)]
 )
 def test_how_many_a_worker_keeps_up_with(chunk_ms: float, expected: float) -> None:
-    assert kept_up(Formula(), ALONE, 4, chunk_ms) == pytest.approx(expected, abs=0.001)
+    assert kept_up(Formula(), ALONE, 4, 2 * chunk_ms, strain=0.5) == pytest.approx(expected, abs=0.001)
 
 
 @pytest.mark.parametrize(("active", "expected"), [(0, 1), (3, 1), (4, 2), (7, 2), (8, 3), (14, 4), (15, 5), (100, 8)])
