@@ -225,6 +225,12 @@ class Controller:
 
     @carried
     @ray.method(concurrency_group="looks")
+    def wanted(self) -> dict[str, int]:
+        """By model: for how many actors Ray's autoscaler is asked to have nodes."""
+        return {name: len(pool.bundles()) for name, pool in self._pools.items()}
+
+    @carried
+    @ray.method(concurrency_group="looks")
     def residents(self) -> list[Resident]:
         """Whose States lie on the actors of every model."""
         return [resident for pool in self._pools.values() for resident in pool.residents()]

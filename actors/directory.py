@@ -124,6 +124,10 @@ class Directory:
         """Every actor there is."""
         return await ask(self._controller.actors.remote(), CONTROLLER)
 
+    async def wanted(self) -> dict[str, int]:
+        """By model: for how many actors Ray's autoscaler is asked to have nodes."""
+        return await ask(self._controller.wanted.remote(), CONTROLLER)
+
     async def residents(self) -> list[Resident]:
         """Whose States lie on the actors."""
         return await ask(self._controller.residents.remote(), CONTROLLER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,10 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Look:
-    """sessions: those of this gateway. actors: None if the controller does not answer."""
+    """sessions: those of this gateway. actors, wanted: None if the controller does not answer."""
 
     sessions: tuple[RunnerStatus, ...]
     actors: Sequence[MemberHealth] | None
+    wanted: Mapping[str, int] | None
     store_up: bool
 
 
@@ -49,11 +50,14 @@ class LiveCollector(Collector):
         yield from sessions(look.sessions)
         yield from stages(look.sessions)
         yield from actors(look.actors)
+        yield wanted(look.wanted)
         yield store(look.store_up)
 
     async def _look(self) -> Look:
-        found, pinged = await asyncio.gather(_or_none(self._host.directory.actors()), _or_none(self._pinged()))
-        return Look(tuple(self._host.statuses()), found, bool(pinged))
+        directory = self._host.directory
+        asked = _or_none(directory.actors()), _or_none(directory.wanted()), _or_none(self._pinged())
+        found, nodes, pinged = await asyncio.gather(*asked)
+        return Look(tuple(self._host.statuses()), found, nodes, bool(pinged))
 
     async def _pinged(self) -> bool:
         await self._ping()
@@ -137,6 +141,18 @@ def actors(found: Sequence[MemberHealth] | None) -> Iterator[Metric]:
             p99.add_metric(labels, health.p99_ms / 1000)
             steps.add_metric(labels, health.steps)
     yield from (up, live, most, held, kept, age, p99, steps)
+
+
+def wanted(found: Mapping[str, int] | None) -> Metric:
+    """As the controller says; every gateway of a cluster says the same."""
+    nodes = GaugeMetricFamily(
+        "riverrun_wanted_nodes",
+        "Actors that Ray's autoscaler is asked to have room for: so many nodes where an actor fills one.",
+        labels=["model"],
+    )
+    for model, number in sorted((found or {}).items()):
+        nodes.add_metric([model], number)
+    return nodes
 
 
 def store(is_up: bool) -> Metric:

@@ -179,6 +179,12 @@ def test_actors_are_up_or_not():
     assert samples(live.actors(None))["riverrun_controller_up",] == 0
 
 
+def test_wanted_nodes_are_said_by_model():
+    found = samples([live.wanted({"m": 3, "n": 0})])
+    assert (found["riverrun_wanted_nodes", ("model", "m")], found["riverrun_wanted_nodes", ("model", "n")]) == (3, 0)
+    assert samples([live.wanted(None)]) == {}
+
+
 def scrape(at):
     with urllib.request.urlopen(f"http://{at}/metrics", timeout=60) as answer:
         return answer.read().decode()
@@ -190,7 +196,7 @@ async def away():
 
 def test_a_scrape_looks_at_the_sessions_on_their_own_loop_and_says_what_is_away():
     async def body():
-        directory = SimpleNamespace(actors=away)
+        directory = SimpleNamespace(actors=away, wanted=away)
         host = SimpleNamespace(directory=directory, statuses=lambda: [status()])
         metrics = Metrics()
         metrics.registry.register(LiveCollector(host, away))

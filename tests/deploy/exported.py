@@ -44,6 +44,7 @@ def families() -> Iterator[Metric]:
     yield from live.sessions([shown])
     yield from live.stages([shown])
     yield from live.actors([MemberHealth("m-0", "m", "i", StageHealth("i", 1, 8, 1, 1, 1, 0.0, 1.0))])
+    yield live.wanted({"m": 1})
     yield live.store(True)
 
 
