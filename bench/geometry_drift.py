@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,9 @@ def _along(model: InfiniteVGGT, path: str, marks: Sequence[int], seed: int) -> d
             if len(kept.poses) >= kept.marks[-1]:
                 continue
             said = watch(model, [piece], streams[policy], every=CLOUD_EVERY)
-            rows[policy] += [{"path": path, "policy": policy, **row} for row in _passed(kept, piece, said)]
+            for row in _passed(kept, piece, said):
+                rows[policy].append({"path": path, "policy": policy, **row})
+                print(rows[policy][-1], file=sys.stderr, flush=True)  # hours may lie between two of them
     apart = [{"path": path, **_difference(runs, a, b)} for a, b in itertools.combinations(POLICIES, 2)]
     return {"drift": [row for policy in POLICIES for row in rows[policy]], "differences": apart}
 
