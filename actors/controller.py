@@ -44,6 +44,9 @@ from riverrun.models.base import BadRequest, ModelInfo
 log = logging.getLogger(__name__)
 NAME, NAMESPACE = "riverrun-controller", "riverrun"
 WATCH_S = 1.0
+STRAYS_S = 10.0
+"""So often actors are looked for that nobody knows."""
+
 RESTARTS = -1
 """Where it died, Ray starts it again, on another node if need be."""
 
@@ -90,6 +93,7 @@ class Controller:
         self._notes = self._notebook.read()
         self._noting = threading.Lock()
         self._asked: list[dict[str, float]] | None = None
+        self._is_shared, self._strays_at = is_shared, 0.0
         if is_shared:
             self._adopt()
         for pool in self._pools.values():
@@ -100,19 +104,26 @@ class Controller:
 
     def _adopt(self) -> None:
         """Takes in the actors of the controller before; ends those of another configuration."""
-        for each in ray.util.list_named_actors(all_namespaces=True):
-            found = Registered.read(each["name"]) if each["namespace"] == ACTORS else None
-            if found is None:
-                continue
-            try:
-                handle = ray.get_actor(each["name"], namespace=ACTORS)
-            except ValueError:  # it has just died
-                continue
+        for found, handle in registered():
             until = self._notes.leaving.get(found.incarnation)
             if any(pool.adopt(found, handle, until) for pool in self._pools.values()):
                 log.info("actor %s goes on under a new controller", found.name)
             else:
                 log.warning("actor %s is of another configuration, and ended", found.name)
+                ray.kill(handle)
+
+    def _end_strays(self) -> None:
+        """Ends actors that the controller before has started after this one had taken in what there was. Whoever holds
+        the notes has claimed them before it started any: what is listed and unknown is not the next one's."""
+        if time.monotonic() < self._strays_at:
+            return
+        self._strays_at = time.monotonic() + STRAYS_S
+        there = registered()
+        known = {life for pool in self._pools.values() for life in pool.lives()}
+        strays = [(found, handle) for found, handle in there if found.incarnation not in known]
+        if strays and self._notebook.is_held_by(self._life):
+            for found, handle in strays:
+                log.warning("actor %s (%s) is nobody's, and ended", found.name, found.incarnation)
                 ray.kill(handle)
 
     @ray.method(concurrency_group="looks")
@@ -267,6 +278,8 @@ class Controller:
             for name, pool in self._pools.items():
                 self._try(f"looking after model {name}", partial(self._look, pool))
             self._try("keeping notes", self._keep_notes)
+            if self._is_shared:
+                self._try("looking for actors that are nobody's", self._end_strays)
             self._try("asking for nodes", self._ask_for_nodes)
 
     def _try(self, what: str, does: Callable[[], None]) -> None:
@@ -319,6 +332,19 @@ class Controller:
             request_resources(bundles=bundles)
             log.info("asked for nodes for %d actors", len(bundles))
             self._asked = bundles
+
+
+def registered() -> list[tuple[Registered, ray.actor.ActorHandle]]:
+    """Actors that outlive their controller, as Ray has them."""
+    found = []
+    for each in ray.util.list_named_actors(all_namespaces=True):
+        about = Registered.read(each["name"]) if each["namespace"] == ACTORS else None
+        try:
+            if about:
+                found.append((about, ray.get_actor(each["name"], namespace=ACTORS)))
+        except ValueError:  # it has just died
+            continue
+    return found
 
 
 def is_hung(health: StageHealth, step_timeout_s: float) -> bool:

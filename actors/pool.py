@@ -42,6 +42,7 @@ class Pool:
         self._start, self._digest = start, digest
         self._lock = threading.RLock()
         self._members: dict[str, Member] = {}
+        self._renewing: set[str] = set()
         self._cordons: Mapping[str, float] = {}
         self._failure: tuple[float, Exception] | None = None
         self.is_used = False  # once used, its actors are kept running
@@ -92,9 +93,10 @@ class Pool:
             return sorted(m.name for m in self._staying())
 
     def lives(self) -> set[str]:
-        """Incarnations of all its actors, as far as is known without asking them."""
+        """Incarnations of all its actors, those that are to take another's place among them, as far as is known without
+        asking them."""
         with self._lock:
-            return {member.incarnation for member in self._members.values()}
+            return {member.incarnation for member in self._members.values()} | self._renewing
 
     def looks(self, timeout_s: float = 0.0) -> list[Seen]:
         """Those that are loaded and answer; waits for the first one to load. Dead ones are taken out."""
@@ -139,14 +141,17 @@ class Pool:
                 raise BadRequest(f"no actor {actor!r} of model {self.config.name!r}; there are {there or 'none'}")
             if actor + OLD in self._members:
                 raise BadRequest(f"actor {actor!r} was renewed a moment ago, and sessions are still leaving it")
-        fresh = self._start_one(actor)
+            fresh = self._start_one(actor)
+            self._renewing.add(fresh.incarnation)
         try:
             fresh.info = ray.get(fresh.loading, timeout=START_S)
         except (RayTaskError, RayActorError, GetTimeoutError) as error:
             ray.kill(fresh.handle)
+            self._renewing.discard(fresh.incarnation)
             why = own_error(error) if isinstance(error, RayTaskError) else f"not loaded after {START_S:g} s, or died"
             raise Unavailable(f"no new life of {actor!r}, the old one goes on: {why}") from None
         with self._lock:
+            self._renewing.discard(fresh.incarnation)
             before = self._members.pop(actor, None)
             if before:
                 before.name, before.until = actor + OLD, time.time() + seconds

@@ -6,7 +6,9 @@ import grpc
 import pytest
 import ray
 
-from riverrun.actors.controller import NAME
+from riverrun.actors.controller import NAME, registered
+from riverrun.actors.loading import NAMESPACE as ACTORS
+from riverrun.actors.member import Registered
 from riverrun.actors.notes import Notebook
 from riverrun.models.synthetic import frame_number
 from riverrun.protos import riverrun_pb2 as pb
@@ -160,3 +162,17 @@ def _answers(stubs):
         return {a.up for a in stubs.status().actors} == {True}
     except grpc.RpcError:
         return False
+
+
+def test_an_actor_that_no_controller_knows_is_ended(stubs):
+    """As one that a controller started in its last second, when the next one had looked for them already."""
+    name = str(Registered("level-7", "0" * 12, "whatever"))
+    before = lives(stubs)
+    ray.remote(num_cpus=0)(Nobodys).options(name=name, namespace=ACTORS, lifetime="detached").remote()
+    assert name in {str(found) for found, _ in registered()}
+    eventually(lambda: name not in {str(found) for found, _ in registered()})
+    assert lives(stubs) == before
+
+
+class Nobodys:
+    """An actor without a controller."""
