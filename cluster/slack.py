@@ -110,19 +110,17 @@ class Pace:
         return lead_s > (self.wake_s if was_parked else self.park_s)
 
 
-REST = 3.0
-"""Times what its last step waited for others, a session that is ahead leaves them the worker before it asks again."""
-
-REST_SHARE = 0.5
-"""Of its lead, what it rests at most."""
+REST, WITHIN = 0.25, 0.5
+"""Of a chunk's media time: see `rest_s`."""
 
 
-def rest_s(lead_s: float, waited_s: float) -> float:
-    """How long a session that is to keep a lead asks for nothing after a chunk whose step had waited so long.
+def rest_s(chunk_s: float, took_s: float) -> float:
+    """How long a session that fills its lead asks for nothing after a chunk of `chunk_s` seconds of media, which it was
+    given `took_s` after it had asked.
 
-    Sessions that fill their viewers' buffers together all ask at once, and each chunk waits for all others; asked for
-    one after another they are made in the same time, and each waits less. So they make room for each other until their
-    turns lie apart. Nobody's viewer stands for it: it takes part of the lead. Under overload leads are short, and
-    nobody rests.
+    Sessions that have just come all fill their viewers' buffers at once, and each chunk waits for those of all others.
+    Where they rest between two chunks, turns come to lie apart, and hardly any is waited for. No viewer stands for it:
+    the next chunk comes sooner than this one is played. Under overload, where a chunk takes more than half the time it
+    lasts, nobody rests: an actor's time is not left unused.
     """
-    return min(REST * waited_s, REST_SHARE * max(lead_s, 0.0))
+    return REST * chunk_s if took_s <= WITHIN * chunk_s else 0.0

@@ -145,9 +145,10 @@ class Session(Protocol):
 class StageDriver:
     """inputs: by port, in the order the model names them. outputs, rings: where each output port's chunks go.
 
-    is_stepping: a step has been asked for, and what it makes is not handed on yet. is_held, is_moving: no step may
-    begin. log: what its steps carried. script: controls that it puts into steps by itself, at their frames. life: how
-    often it was put on an actor. fault: why it must be brought back before it can go on.
+    is_stepping: a step has been asked for, and what it makes is not handed on yet. answered_at: when the last one was
+    made. is_held, is_moving: no step may begin. log: what its steps carried. script: controls that it puts into steps
+    by itself, at their frames. life: how often it was put on an actor. fault: why it must be brought back before it can
+    go on.
     """
 
     name: str
@@ -162,6 +163,7 @@ class StageDriver:
     held_bytes: int = 0
     finished: bool = False
     is_stepping: bool = False
+    answered_at: float = 0.0
     is_held: bool = False
     is_moving: bool = False
     life: int = 0
@@ -342,6 +344,7 @@ class StageDriver:
         self.held_bytes, self._ready = reply.held_bytes, reply.ready
         self.compute_ms.append(reply.compute_ms)
         self.wait_ms.append(reply.wait_ms)
+        self.answered_at = self.session.clock.now()
         if not self.is_repeating:
             if reply.decisions is not None:
                 self.log.decisions[reply.seq] = reply.decisions

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from riverrun.cluster.slack import rest_s
 from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, Role
@@ -454,7 +455,18 @@ class Flow:
         return max(driver.next_on_first_port for driver in entries)
 
     def _parked_s(self) -> float:
-        return parked_s(self.audience.made, self.audience.playhead.now(), self._lead_s)
+        if not self._lead_s:
+            return 0.0
+        parked = parked_s(self.audience.made, self.audience.playhead.now(), self._lead_s)
+        return max([parked, *(self._rest_s(driver) for driver in self.drivers.values() if not driver.inputs)])
+
+    def _rest_s(self, source: StageDriver) -> float:
+        """What is left of its rest between two chunks."""
+        about = source.description
+        if not (source.wait_ms and about.fps):
+            return 0.0
+        took_s = (source.wait_ms[-1] + source.compute_ms[-1]) / 1000
+        return rest_s(about.chunk_frames / about.fps, took_s) - (self.clock.now() - source.answered_at)
 
     def _parked_until_known(self) -> float | None:
         """Seconds to sleep while parked; None while not, or until something else happens first."""

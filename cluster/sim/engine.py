@@ -56,6 +56,7 @@ class _User:
     in_step: bool = False
     queue: _Machine | None = None  # where it waits for its step
     recaches: int = 0  # prompt switches that its next chunk has to see to
+    queued_at: float = 0.0
     turn: int = 0  # events of an earlier turn are void
 
 
@@ -179,6 +180,7 @@ class Run:
         if self.now + 1e-9 < user.free_at:
             return  # it moved meanwhile; it is offered again there
         machine.ready[user.session.id] = None
+        user.queued_at = self.now
         user.queue = machine
         self._step(machine)
 
@@ -219,7 +221,7 @@ class Run:
         self.policy.saw(self.world.profile.alone_ms, len(members), took)
         for user, turn in members:
             if turn == user.turn:
-                self._deliver(user, machine, took / 1000)
+                self._deliver(user, machine)
             elif user.is_active and user.ready_at is not None:  # silent and active again meanwhile
                 self._at(max(self.now, user.free_at), self._offer, user, user.turn)
         if machine.is_leaving and not machine.ready:
@@ -227,9 +229,8 @@ class Run:
         else:
             self._step(machine)
 
-    def _deliver(self, user: _User, made_at: _Machine, took_s: float) -> None:
+    def _deliver(self, user: _User, made_at: _Machine) -> None:
         assert user.ready_at is not None
-        waited_s = self.now - took_s - user.ready_at
         if user.is_new:
             self.tally.first_ms.append((self.now - user.asked_at) * 1000)
             user.is_new = False
@@ -239,7 +240,7 @@ class Run:
         if made_at is not self._machine(user.session.id):
             user.free_at = self.now + self._move_s  # it moves now, between two chunks
         lead = user.playout.lead(self.now)
-        pause_s = max(self.policy.pause_s(lead, waited_s), lead - self.world.most_lead_s)
+        pause_s = max(self.policy.pause_s(lead, self.now - user.queued_at), lead - self.world.most_lead_s)
         if pause_s <= 0:
             user.ready_at = self.now
             self._at(max(self.now + self.world.call_s, user.free_at), self._offer, user, user.turn)

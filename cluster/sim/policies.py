@@ -59,8 +59,8 @@ class Policy:
         """Of one worker; never empty."""
         return [min(ready, key=lambda each: (each.since, each.id))]
 
-    def pause_s(self, lead_s: float, waited_s: float) -> float:
-        """For how long a session asks for nothing that was given a chunk, whose step had waited so long for others."""
+    def pause_s(self, lead_s: float, took_s: float) -> float:
+        """For how long a session asks for nothing that was given a chunk so long after it had come to its worker."""
         return lead_s - self.pace.wake_s if self.pace and self.pace.is_parked(lead_s, False) else 0.0
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
@@ -200,8 +200,8 @@ class Slack(Paper):
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         return pick(ready, Used(), self._step_ms, self.places)
 
-    def pause_s(self, lead_s: float, waited_s: float) -> float:
-        return max(super().pause_s(lead_s, waited_s), rest_s(lead_s, waited_s))
+    def pause_s(self, lead_s: float, took_s: float) -> float:
+        return max(super().pause_s(lead_s, took_s), rest_s(self.profile.chunk_s, took_s))
 
     def saw(self, alone_ms: float, n: int, took_ms: float) -> None:
         self._seen = self._seen.told(alone_ms, n, self.places, took_ms)

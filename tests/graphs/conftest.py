@@ -100,7 +100,9 @@ class FakeStage:
         per_step: int = 1,
         controls: tuple[str, ...] = (),
         stop_after: int | None = None,
+        compute_ms: float = 1.0,
     ):
+        self.compute_ms = compute_ms
         self.description = Description(
             tuple(Port(name, Kind.FRAMES) for name in inputs),
             tuple(Port(name, Kind.FRAMES) for name in outputs),
@@ -165,7 +167,7 @@ class FakeStage:
             ready,
             rejected,
             held_bytes=8,
-            compute_ms=1.0,
+            compute_ms=self.compute_ms,
         )
 
     def _ready(self, state: FakeState) -> bool:

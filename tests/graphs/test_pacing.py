@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 
+from riverrun.cluster.slack import REST
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import MANY_UNREAD, PortWish
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
@@ -97,8 +98,12 @@ def test_the_playhead_stalls_goes_on_and_takes_no_time_for_gaps(lab, run):
     run(body())
 
 
-def rig_of(lab, **options):
-    return lab.Rig(ONE, {"a": lab.FakeStage(size=4, controls=("prompt",))}, **options)
+BUSY_MS = 1000 * CHUNK_S
+"""On an actor that has no time to spare a session does not rest between two chunks."""
+
+
+def rig_of(lab, compute_ms=BUSY_MS, **options):
+    return lab.Rig(ONE, {"a": lab.FakeStage(size=4, controls=("prompt",), compute_ms=compute_ms)}, **options)
 
 
 def steps(rig) -> int:
@@ -151,6 +156,22 @@ def test_a_session_is_parked_at_its_lead_and_goes_on_with_the_clock(lab, run):
             await rig.clock.advance(0.011 if more == 1 else CHUNK_S)
             assert steps(rig) == made + more
             await lab.take(reader, 4)
+        await rig.close()
+
+    run(body())
+
+
+def test_a_session_that_fills_its_lead_rests_between_two_chunks_where_they_come_quickly(lab, run):
+    async def body():
+        rig = await rig_of(lab, compute_ms=1.0, lead_s=1.0).open()
+        reader = rig.controller(400)
+        for made in range(1, 5):
+            await lab.take(reader, 4)
+            await lab.settle()
+            assert steps(rig) == made
+            await rig.clock.advance(0.9 * REST * CHUNK_S)
+            assert (steps(rig), rig.runner.status().parked) == (made, True)
+            await rig.clock.advance(0.11 * REST * CHUNK_S)
         await rig.close()
 
     run(body())
@@ -248,7 +269,7 @@ def test_an_output_that_lags_does_not_lock_a_parked_session_up(lab, run):
     )
 
     async def body():
-        stages = {"a": lab.FakeStage(size=4), "b": lab.FakeStage(size=4, inputs=("video",), latency=24)}
+        stages = {"a": lab.FakeStage(compute_ms=BUSY_MS), "b": lab.FakeStage(inputs=("video",), latency=24)}
         rig = await lab.Rig(graph, stages, lead_s=0.5).open()
         reader = rig.controller(0, PortWish("frames", credits=400))
         assert lab.values(await lab.take(reader, 12)) == list(range(12))
