@@ -237,8 +237,8 @@ class Flow:
 
     @property
     def is_parked(self) -> bool:
-        """Whether the session is further ahead of its controller than it may be; what it made beyond its last frame is
-        never played."""
+        """Whether the session is further ahead of its controller than it may be, or rests between two chunks; what it
+        made beyond its last frame is never played."""
         return self._parked_s() > 0 and not self.has_all_frames
 
     @property
