@@ -19,14 +19,13 @@ from riverrun.actors.health import Look, Resident
 from riverrun.actors.member import Member, MemberHealth, Place, Registered, Seen, new_incarnation
 from riverrun.configs import ModelConfig
 from riverrun.models.base import BadRequest, ModelInfo, Unavailable
+from riverrun.protos import OLD
 
 log = logging.getLogger(__name__)
 START_S = 300.0
 ANSWER_S = 5.0
 RETRY_S = 10.0
 """A model that would not load is not tried again for so long."""
-OLD = ".old"
-"""After the name of an actor that a new life of it has taken the place of, while sessions leave it."""
 
 Start = Callable[[ModelConfig, str, str], ray.actor.ActorHandle]
 """By configuration, incarnation and the name that Ray is to know it by ("": none, it ends with its controller)."""

@@ -9,6 +9,7 @@ import typer
 
 from riverrun.client.commands.common import Address, AsJson, client, err, out, show_json
 from riverrun.models.base import BadRequest
+from riverrun.protos import OLD
 from riverrun.protos import riverrun_pb2 as pb
 
 ALL = "all"
@@ -35,7 +36,7 @@ def upgrade(
 
 def meant(target: str, actors: Iterable[pb.ActorStatus]) -> list[str]:
     """Names of the actors that `target` means, those that are being left not among them. Raises BadRequest."""
-    there = {a.actor: a.model for a in actors if not a.actor.endswith(".old")}
+    there = {a.actor: a.model for a in actors if not a.actor.endswith(OLD)}
     found = sorted(name for name, model in there.items() if target in (ALL, name, model))
     if not found:
         raise BadRequest(f"no actor or model {target!r} runs; there are actors {', '.join(sorted(there)) or 'none'}")

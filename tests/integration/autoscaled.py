@@ -9,11 +9,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from .conftest import eventually
 
 HEAD = "f" * 51 + "00000"
 STORE_BYTES = 100 << 20
@@ -44,16 +46,15 @@ class Autoscaled:
 
     def wait(self) -> None:
         """Returns when it takes connections."""
-        until = time.monotonic() + START_S
         host, _, port = self.address.partition(":")
-        while time.monotonic() < until:
+
+        def takes_connections() -> bool:
             assert self._head.poll() is None, Path(self._log.name).read_text()
-            try:
-                socket.create_connection((host, int(port)), 1).close()
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError(f"no head after {START_S} s")
+            with suppress(OSError), socket.create_connection((host, int(port)), 1):
+                return True
+            return False
+
+        eventually(takes_connections, START_S)
 
     def raylets(self) -> int:
         """Nodes that there are, the head's among them."""
