@@ -180,7 +180,7 @@ def tables() -> list[Workload]:
 
 def made_up() -> list[Workload]:
     return [
-        synthetic("source", 1, 1600, seed=11, step_ms=40),
+        synthetic("source alone", 1, 1600, seed=11, step_ms=40),
         synthetic("source, steered", 1, 1600, seed=12, step_ms=40, steered=True),
         synthetic("chain of two", 2, 1600, seed=13, step_ms=40),
         synthetic("chain of two, steered", 2, 1200, seed=14, step_ms=40, steered=True),
