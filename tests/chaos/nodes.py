@@ -28,6 +28,9 @@ HEALTH = {
 }
 """Ray's own values are 5000, 3000, 10000 and 5: a dead node would be noticed after 13 to 16 s."""
 
+ENV = {"MALLOC_ARENA_MAX": "2", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+"""Ray's niceness of workers is 15: beside clients and gateways on the same cores they would hardly load."""
+
 STORE_BYTES = 150 << 20
 TRIES = 3
 """A node that is started while the machine is very busy may give up on itself."""
@@ -127,7 +130,7 @@ class _Starter:
     def add(self, home: Path, resources: Mapping[str, float]) -> tuple[str, Path, int, tuple[int, ...]]:
         import ray._private.utils
 
-        env = {**os.environ, "HOME": str(home), "MALLOC_ARENA_MAX": "2", "RAY_USAGE_STATS_ENABLED": "0"}
+        env = {**os.environ, **ENV, "HOME": str(home)}
         options: dict[str, Any] = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "resources": dict(resources)}
         if self._cluster.head_node is None:
             options |= {"include_dashboard": False, "_system_config": {**HEALTH, "task_events_report_interval_ms": 0}}
