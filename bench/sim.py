@@ -53,7 +53,9 @@ def grid(plan: Plan) -> Iterator[Result]:
 
 def heavy(plan: Plan) -> Iterator[Result]:
     world = World(PROFILES["h100"])
-    yield from Grid(DAYS, (*BASELINES, *ABLATIONS), plan.sizes[0] * 2, plan.seeds, world, plan.seconds).play()
+    yield from Grid(
+        DAYS, (*BASELINES, *ABLATIONS, "ours-turns"), plan.sizes[0] * 2, plan.seeds, world, plan.seconds
+    ).play()
 
 
 def ablation(plan: Plan) -> Iterator[Result]:
@@ -184,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == "ablation":
                 _show(gains(found))
             elif name != "pareto":
-                for mine in ("ours", "ours-scale"):
+                for mine in ("ours", "ours-scale", "ours-turns"):
                     if any(each.policy == mine for each in found):
                         _show(beside(found, mine))
     if "large" in options.only:

@@ -21,6 +21,9 @@ from riverrun.cluster.latency import Formula, Latency, Learned, kept_up
 from riverrun.cluster.sim.truth import Profile
 from riverrun.cluster.slack import Pace, Ready, pick, rest_s
 
+ROUNDS = 3.0
+LEAST_LEAD_S = 1e-9
+
 PAPER_HOLD_S = 5.0
 """TurboServe's (peers.md §1.2)."""
 
@@ -177,12 +180,14 @@ class Slack(Paper):
     they keep up with; sessions that wait for their viewers, steps by playout slack and shared where that saves;
     latencies learned as they are seen.
 
-    guard_s: how far a session keeps ahead of its viewer beyond the step it waits for: long enough for a recovery.
-    Whose viewer stands goes first, the others by their waiting.
+    guard_s: how far a session keeps ahead of its viewer beyond `ROUNDS` of the steps it waits for: long enough for a
+    recovery. newcomers_first: as in the service, a session that has shown nothing yet goes before those that play; else
+    it takes its turn.
     """
 
     profile: Profile = field(default_factory=lambda: Profile("port"))
     guard_s: float = 2.0
+    newcomers_first: bool = True
     learns_s: float = 10.0
     _learned: float = 0.0
 
@@ -198,6 +203,8 @@ class Slack(Paper):
         return super().tick(now, floor, waiting)
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
+        if not self.newcomers_first:
+            ready = [replace(each, lead_s=LEAST_LEAD_S, is_new=False) if each.is_new else each for each in ready]
         return pick(ready, Used(), self._step_ms, self.places)
 
     def pause_s(self, lead_s: float, took_s: float) -> float:
@@ -210,7 +217,7 @@ class Slack(Paper):
         """What follows from latencies as they are known now."""
         latency, profile = self.latency, self.profile
         self._step_ms = functools.cache(lambda n: latency.chunk_ms(profile.alone_ms, n, profile.places))
-        wake_s = self.guard_s + self._step_ms(profile.places) / 1000
+        wake_s = self.guard_s + ROUNDS * self._step_ms(profile.places) / 1000
         self.pace = Pace(wake_s, wake_s)
         places = kept_up(latency, profile.alone_ms, profile.places, profile.chunk_s * 1000)
         self.settings = replace(self.settings, rule=replace(self.settings.rule, places=places))
@@ -227,6 +234,7 @@ POLICIES: Mapping[str, str] = {
     "ours": "least bottleneck, moves, scale, pace, steps by slack",
     "ours-moves": "ours without moves",
     "ours-scale": "ours on a fixed cluster",
+    "ours-turns": "ours on a fixed cluster, where who is new takes its turn",
 }
 
 
@@ -252,6 +260,9 @@ def policy(name: str, gpus: int, profile: Profile, spare: float = SPARE, full: f
         "ours": lambda: Slack(name, places, None, told, settings=ours, profile=profile),
         "ours-moves": lambda: Slack(name, places, None, told, settings=replace(ours, moves=False), profile=profile),
         "ours-scale": lambda: Slack(name, places, gpus, told, settings=replace(ours, scales=False), profile=profile),
+        "ours-turns": lambda: Slack(
+            name, places, gpus, told, settings=replace(ours, scales=False), profile=profile, newcomers_first=False
+        ),
     }
     if name not in makers:
         raise ValueError(f"policy is one of {', '.join(makers)}, got {name!r}")
