@@ -58,7 +58,7 @@ LESSONS = (
     Lesson(800, {"flat": 1.0}),
     Lesson(2000, {"flat": 0.2, "rooms": 0.8}),
     Lesson(STREAMS, {"flat": 0.1, "rooms": 0.25, "captions": 0.3, "yards": 0.35}),
-    Lesson(10**9, {"flat": 0.05, "rooms": 0.05, "captions": 0.1, "yards": 0.05, "orbits": 0.5, "strolls": 0.25}),
+    Lesson(10**9, {"flat": 0.05, "rooms": 0.05, "captions": 0.1, "yards": 0.05, "orbits": 0.4, "strolls": 0.35}),
 )
 
 
