@@ -31,6 +31,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from riverrun.bench.chunks import firsts
 from riverrun.bench.growth import JUDGED_CHUNKS, SETTLED, Growth, Plan, Sample, growths
 from riverrun.bench.report import Cell, table, write_json
 from riverrun.bench.service import Memory, Service, serving
@@ -120,11 +121,8 @@ def steer(stream: Stream, turn: int, subject: Subject) -> None:
 def follow(stream: Stream, service: Service, plan: Plan, subject: Subject) -> tuple[list[Sample], list[float]]:
     """Takes the frames; samples and changes course on the way. Also the milliseconds of each chunk."""
     samples, took, chunk, began = list[Sample](), list[float](), -1, time.perf_counter()
-    for frame in stream:
-        if frame.chunk == chunk:
-            continue
-        now = time.perf_counter()
-        chunk = frame.chunk
+    for frame in firsts(stream):
+        now, chunk = time.perf_counter(), frame.chunk
         if chunk < plan.chunks:
             took.append(1000 * (now - began))
             if chunk % plan.every == 0 or chunk == plan.chunks - 1:
@@ -152,16 +150,12 @@ def keeping(stream: Stream, memory: Callable[[], Memory], bearable_ms: float, ev
     """Takes the frames of a session that keeps everything, until chunks take longer (the median of `every`), or it
     refuses. By sample: chunk, milliseconds of a chunk since the one before, resident MiB of its actor."""
     found: dict[str, list[Any]] = {"chunk": [], "chunk_ms": [], "mib": []}
-    took, chunk, began = list[float](), -1, time.perf_counter()
+    took, began = list[float](), time.perf_counter()
     with contextlib.suppress(Error):  # its bound is reached
-        for frame in stream:
-            if frame.chunk == chunk:
-                continue
-            now = time.perf_counter()
-            chunk = frame.chunk
-            took.append(1000 * (now - began))
+        for frame in firsts(stream):
+            took.append(1000 * (time.perf_counter() - began))
             if len(took) == every:
-                found["chunk"].append(chunk)
+                found["chunk"].append(frame.chunk)
                 found["chunk_ms"].append(statistics.median(took))
                 found["mib"].append(memory().rss / 2**20)
                 if found["chunk_ms"][-1] > bearable_ms:

@@ -31,9 +31,11 @@ import numpy as np
 import ray
 
 from riverrun.actors.controller import NAMESPACE
+from riverrun.bench.chunks import firsts
 from riverrun.bench.report import Cell, machine, table, write_json
 from riverrun.bench.service import Service, serving
 from riverrun.client.sync import Client, Stream, connect
+from riverrun.client.types import Frame
 from riverrun.configs import FOLDER
 from riverrun.models.wan.sizes import human
 
@@ -133,16 +135,17 @@ class Watcher:
         self._thread.join(WAIT_S)
 
     def _watch(self, stream: Stream) -> None:
-        chunk = due = -1
-        for frame in stream:
-            due += 1
-            if frame.number != due:
-                raise AssertionError(f"frame {frame.number} came where {due} was due")
-            if frame.chunk != chunk:
-                chunk = frame.chunk
-                with self._news:
-                    self.arrivals.append(time.monotonic())
-                    self._news.notify()
+        for _ in firsts(_in_order(stream)):
+            with self._news:
+                self.arrivals.append(time.monotonic())
+                self._news.notify()
+
+
+def _in_order(stream: Stream) -> Iterator[Frame]:
+    for due, frame in enumerate(stream):
+        if frame.number != due:
+            raise AssertionError(f"frame {frame.number} came where {due} was due")
+        yield frame
 
 
 def spans_of(log: str) -> dict[str, float]:

@@ -27,6 +27,7 @@ import yaml
 
 from riverrun.actors.measures import Measures
 from riverrun.actors.planner import LEAST_SHARE, REST_S
+from riverrun.bench.chunks import firsts_as_they_come
 from riverrun.bench.options import parsed
 from riverrun.bench.report import tables, write_json
 from riverrun.bench.service import serving
@@ -183,16 +184,14 @@ class Viewers:
 
     async def _watch(self, at: float, until: float) -> None:
         await asyncio.sleep(at - time.perf_counter())
-        asked, playout, last, chunk = time.perf_counter(), Playout(), 0.0, -1
+        asked, playout, last = time.perf_counter(), Playout(), 0.0
         stream = await self._open(until)
         if stream is None:
             return
         try:
             async with asyncio.timeout(until - time.perf_counter()):
-                async for frame in stream:
-                    if frame.chunk == chunk:
-                        continue
-                    now, chunk = time.perf_counter(), frame.chunk
+                async for _ in firsts_as_they_come(stream):
+                    now = time.perf_counter()
                     (self.seen.chunk_ms if last else self.seen.first_ms).append(1000 * (now - (last or asked)))
                     playout.add(now, self._chunk_s)
                     last = now
@@ -216,11 +215,8 @@ async def alone_ms(rr: AsyncClient, graph: str, params: Mapping[str, Any], chunk
     """Mean time from chunk to chunk of one session, the first few left out."""
     stream = await rr.stream(graph, buffer=64, lead=0, **params)
     times: list[float] = []
-    chunk = -1
-    async for frame in stream:
-        if frame.chunk != chunk:
-            times.append(time.perf_counter())
-            chunk = frame.chunk
+    async for _ in firsts_as_they_come(stream):
+        times.append(time.perf_counter())
         if len(times) == chunks + 4:
             break
     await stream.close()
