@@ -87,6 +87,7 @@ class Recovery:
             handle, reply, placement = await self._restore(driver, isinstance(fault, StepFailed))
         await self.keeper.commit(placement={**self.keeper.record.placement, driver.name: placement})
         driver.rewind(handle, reply.mark)
+        self.saver.begins_again(driver.name, reply.mark.seq)
         if left and left.incarnation != placement.incarnation:
             self.leave(lost, before)
         log.warning("session %s: stage %s goes on at step %d on %s", session, driver.name, reply.mark.seq, placement)
