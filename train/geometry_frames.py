@@ -92,21 +92,9 @@ def stroll_clip(number: int, frames: int, side: int, held_out: bool = False) -> 
     """As a yard, over an arc of up to half a turn or a long walk past it."""
     rng = random.Random(number * 7877 + 37)
     scene = yard(rng, held_out, reach=rng.choice((1.2, 1.6, 2.2)))
-    face = rng.uniform(-math.pi, math.pi)
-    path = _round(rng, rng.uniform(0.7, 3.5)) if (is_round := rng.random() < 0.5) else _stroll(rng, face)
-    if not is_round and rng.random() < 0.7:
-        scene = replace(scene, things=_in_a_row(scene.things, rng, face))
+    path = _round(rng, rng.uniform(0.7, 3.5)) if rng.random() < 0.6 else _stroll(rng)
     poses = torch.stack([looking(*path(s)) for s in torch.linspace(0, 1, frames).tolist()])
     return _filmed(replace(scene, things=_clear(scene.things, poses)), poses, side, rng, smear=True)
-
-
-def _in_a_row(things: Sequence[Thing], rng: random.Random, face: float) -> tuple[Thing, ...]:
-    """As along a street through the middle, as far as a stroll sees."""
-    placed = []
-    for n in range(9):
-        x, z = _spun(1.7 * (n - 4) + rng.uniform(-0.4, 0.4), rng.uniform(-1.6, 1.2), face)
-        placed.append(replace(things[n % len(things)], x=x, z=z))
-    return tuple(placed)
 
 
 Path = Callable[[float], tuple[list[float], list[float]]]
@@ -123,24 +111,25 @@ def _walk(rng: random.Random) -> Path:
                       [b + s * u for b, u in zip(towards, turn, strict=True)])  # fmt: skip
 
 
-def _stroll(rng: random.Random, face: float) -> Path:
+def _stroll(rng: random.Random) -> Path:
     """Along a line past the middle, the look swaying."""
-    length, side = rng.uniform(1.0, 4.5), rng.choice((-1, 1))
-    away, height = rng.uniform(3.8, 5.0), rng.uniform(1.4, 2.1)
+    length, side, away, height = (
+        rng.uniform(1.0, 4.5),
+        rng.choice((-1, 1)),
+        rng.uniform(3.8, 5.0),
+        rng.uniform(1.4, 2.1),
+    )
     start, turn, phase = rng.uniform(-0.7, 0) * length, rng.uniform(0.3, 1.4), rng.uniform(0, 2 * math.pi)
-    sway, up = rng.uniform(0, 1.3), rng.uniform(0, 0.25)
+    sway, up, face = rng.uniform(0, 1.3), rng.uniform(0, 0.25), rng.uniform(-math.pi, math.pi)
+
+    def spun(x: float, y: float, z: float) -> list[float]:
+        return [math.cos(face) * x + math.sin(face) * z, y, math.cos(face) * z - math.sin(face) * x]
 
     def at(s: float) -> tuple[list[float], list[float]]:
         x, wave = side * (start + s * length), math.sin(2 * math.pi * turn * s + phase)
-        stands, looks = _spun(x, away, face), _spun(x + sway * wave, 0.0, face)
-        return [stands[0], height + up * wave, stands[1]], [looks[0], 0.8, looks[1]]
+        return spun(x, height + up * wave, away), spun(x + sway * wave, 0.8, 0.0)
 
     return at
-
-
-def _spun(x: float, z: float, face: float) -> tuple[float, float]:
-    """Turned about the middle."""
-    return math.cos(face) * x + math.sin(face) * z, math.cos(face) * z - math.sin(face) * x
 
 
 def _round(rng: random.Random, most: float | None = None) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from riverrun.models.geometry.poses import rotation_matrix
 from riverrun.models.geometry.vggt import VGGT
 from riverrun.train.geometry_clip import Seen
 from riverrun.train.geometry_frames import Batch
@@ -22,7 +21,7 @@ def pose_loss(poses: Tensor, batch: Batch, field_of_view: float) -> Tensor:
     hardly and only in the last one, or it would be all that is learned at first."""
     off = _motion_error(poses[:, :, 1:], batch)  # (iterations, B, S - 1)
     weights = torch.tensor([EARLIER ** (len(poses) - 1 - i) for i in range(len(poses))])
-    motion = (weights * off.mean((1, 2))).sum() + _step_error(poses[-1], batch)
+    motion = (weights * off.mean((1, 2))).sum()
     last = poses[-1]
     start = (last[:, 0, :7] - torch.tensor([0.0, 0, 0, 0, 0, 0, 1])).abs().sum(-1).mean()
     lens = (last[..., 7:] - field_of_view).abs().sum(-1).mean()
@@ -39,25 +38,6 @@ def _motion_error(poses: Tensor, batch: Batch) -> Tensor:
     same, turned = (((poses[..., 3:7] - sign * truth).abs() * weight[:, None, None]).sum(-1) for sign in (1, -1))
     size = batch.extrinsics[:, 1:, :, 3].abs().sum(-1) + truth[..., :3].abs().sum(-1)
     return (translation + torch.minimum(same, turned)) * (USUAL / (LEAST + size)).sqrt()
-
-
-def _step_error(poses: Tensor, batch: Batch) -> Tensor:
-    """From each frame to the next, of poses [B, S, 9] that are all told from the first: a path may be off as a whole,
-    but it may not jump."""
-    found, true = (
-        _steps(rotation_matrix(poses[..., 3:7]), poses[..., :3]),
-        _steps(batch.extrinsics[..., :3], batch.extrinsics[..., 3]),
-    )
-    turned = (found[0] - true[0]).square().sum((-1, -2)).clamp(min=1e-12).sqrt() / 8**0.5  # half the angle
-    size = true[1].abs().sum(-1) + (true[0] - torch.eye(3)).square().sum((-1, -2)).sqrt() / 8**0.5
-    off = (found[1] - true[1]).abs().sum(-1) + turned
-    return (off * (USUAL / (LEAST + size)).sqrt()).mean()
-
-
-def _steps(rotation: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
-    """World-to-camera [B, S, ...] -> from each frame's camera to the next one's [B, S - 1, ...]."""
-    turned = rotation[:, 1:] @ rotation[:, :-1].transpose(-1, -2)
-    return turned, translation[:, 1:] - (turned @ translation[:, :-1, :, None])[..., 0]
 
 
 def dense_loss(model: VGGT, seen: Seen, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
