@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,9 +35,10 @@ class Piece:
 
 
 def pieces(path: str, seed: int, frames: int, side: int, first: int = 0) -> Iterator[Piece]:
-    """The path's frames from `first` on, PIECE at a time."""
+    """The path's frames from `first` on, PIECE at a time; a lap that comes again is not filmed again."""
     for start in range(first, first + frames, PIECE):
-        yield _piece(path, seed, start, min(PIECE, first + frames - start), side)
+        at = start % ROUND if path == "revisits" else start
+        yield _piece(path, seed, at, min(PIECE, first + frames - start), side)
 
 
 def whole(path: str, seed: int, frames: int, side: int) -> Piece:
@@ -45,6 +47,7 @@ def whole(path: str, seed: int, frames: int, side: int) -> Piece:
     return Piece(*(torch.cat([getattr(p, name) for p in parts]) for name in ("frames", "depth", "poses")))
 
 
+@lru_cache(maxsize=ROUND // PIECE)
 def _piece(path: str, seed: int, first: int, count: int, side: int) -> Piece:
     rng = random.Random((FIRST_SEED + seed) * 7873)
     times = range(first, first + count)

@@ -16,7 +16,7 @@ from riverrun.bench.geometry_paths import Piece
 from riverrun.models.geometry.infinitevggt import InfiniteVGGT
 from riverrun.models.geometry.memory import GeometryStream
 from riverrun.models.geometry.poses import camera_to_world, matrices
-from riverrun.models.geometry.vggt import CameraMemory, Geometry, TokenMemory, least_budget, rolling_stream
+from riverrun.models.geometry.vggt import CameraMemory, TokenMemory, least_budget, rolling_stream
 
 CAMERA_FRAMES = 64
 
@@ -61,14 +61,17 @@ def watch(
         for pixels in piece.frames:
             image = pixels.permute(2, 0, 1)[None].float() / 255
             begun = time.process_time()
-            said = model.model.frame(image, [stream], points=t % every == 0)
-            ms.append(1000 * (time.process_time() - begun))
-            poses.append(_pose(said, image.shape[-1]))
             if t % every == 0:
+                said = model.model.frame(image, [stream])
                 assert said.points is not None
                 depths.append(said.depth[0])
                 points.append(said.points[0])
                 kept.append(t)
+                cameras = said.poses
+            else:
+                cameras = model.model.cameras(image, [stream])
+            ms.append(1000 * (time.process_time() - begun))
+            poses.append(_pose(cameras[-1], image.shape[-1]))
             most = max(most, sum(stream.tokens.lengths))
             each(t)
             t += 1
@@ -76,6 +79,6 @@ def watch(
                    sum(stream.tokens.lengths), most)  # fmt: skip
 
 
-def _pose(said: Geometry, side: int) -> Tensor:
-    extrinsic, _ = matrices(said.poses[-1], side, side)
+def _pose(camera: Tensor, side: int) -> Tensor:
+    extrinsic, _ = matrices(camera, side, side)
     return camera_to_world(extrinsic)[0]

@@ -128,11 +128,20 @@ class VGGT(nn.Module):
 
         points: False leaves the point head out. wanted: pairs of blocks whose tokens the result carries.
         """
+        pairs, poses = self._seen(images, streams, wanted)
+        return self._dense(images, pairs, poses, points, wanted)
+
+    def cameras(self, images: Tensor, streams: Sequence[GeometryStream]) -> Tensor:
+        """As `frame`, the poses alone [iterations, N, 9]: for frames whose maps nobody wants, half of the work."""
+        return self._seen(images, streams, ())[1]
+
+    def _seen(
+        self, images: Tensor, streams: Sequence[GeometryStream], wanted: Collection[int]
+    ) -> tuple[dict[int, Tensor], Tensor]:
         later = torch.tensor([min(stream.tokens.cursor, 1) for stream in streams], device=images.device)
         with token_memory(streams, self.config.tokens(*images.shape[2:])) as memory:
             pairs = self.aggregator(images, later, memory, self._needed(wanted))
-        poses = self.camera_head(self._camera(pairs), lambda: pose_memory(streams))
-        return self._dense(images, pairs, poses, points, wanted)
+        return pairs, self.camera_head(self._camera(pairs), lambda: pose_memory(streams))
 
     def clip(self, images: Tensor, *, wanted: Collection[int] = ()) -> Geometry:
         """All N frames of one clip at once, each seeing those before it. Nothing is kept.
