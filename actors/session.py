@@ -11,7 +11,16 @@ from typing import Any
 
 from riverrun.actors.outputs import check_outputs
 from riverrun.cluster.admission import Need
-from riverrun.graphs.stage import BadRequest, Epoch, InputRefused, OpenRequest, StaleEpoch, StepReply, StepRequest
+from riverrun.graphs.stage import (
+    BadRequest,
+    Epoch,
+    InputRefused,
+    OpenRequest,
+    StaleEpoch,
+    StepReply,
+    StepRequest,
+    UnknownSession,
+)
 from riverrun.models.base import Chunk, Control, Description, StreamModel
 from riverrun.store.checkpoints import Mark
 
@@ -99,13 +108,15 @@ class StageSession:
         self.epoch = epoch
 
     def due(self, request: StepRequest) -> StepReply | None:
-        """The kept reply if `request` repeats a step, None if it is the next one. Raises BadRequest for any other."""
+        """The kept reply if `request` repeats a step, None if it is the next one. Raises UnknownSession for one that is
+        forgotten (it must be brought back), BadRequest for one that is too early."""
         for seq in [seq for seq in self.kept if seq <= request.acked]:
             del self.kept[seq]
         kept = self.kept.get(request.seq)
         if kept is None and request.seq != self.next_seq:
-            why = "was acked and is forgotten" if request.seq < self.next_seq else "is too early"
-            raise BadRequest(f"step {request.seq} {why}: step {self.next_seq} is due")
+            if request.seq < self.next_seq:  # a request to an earlier life of it came late, and has moved it on
+                raise UnknownSession(f"step {request.seq} was acked and is forgotten: step {self.next_seq} is due")
+            raise BadRequest(f"step {request.seq} is too early: step {self.next_seq} is due")
         return kept
 
     def take(self, model: StreamModel, job: StepJob) -> None:

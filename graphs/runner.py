@@ -225,11 +225,10 @@ class Runner:
         return {name: flow.edges[at].due_frame for name, at in self._graph.inputs.items()}
 
     def is_overtaken(self, received: Mapping[str, int]) -> bool:
-        """Whether a client has frames that were not made here, by graph output: another gateway may have gone on."""
+        """Whether a client has frames that were not made here, by graph output, nor known of when the session was taken
+        over: another gateway may have gone on."""
         rings = self._flow.audience.rings if self._flow else {}
-        return any(
-            n > rings[name].next_frame and not rings[name].resumed for name, n in received.items() if name in rings
-        )
+        return any(n > max(rings[name].next_frame, rings[name].sent) for name, n in received.items() if name in rings)
 
     def catch_up(self) -> Coroutine[None, None, None]:
         """Of a session that has ended: waits until the store has its record, and deletes what could not be deleted
@@ -375,6 +374,8 @@ class Runner:
             placement={name: stand.placement for name, stand in stands.items()},
             state=SessionState.DRAINING if was.state is SessionState.DRAINING else SessionState.RUNNING,
         )
+        if self._keeper.is_away:  # it may have forgotten that this one took over: no frame leaves before that is known
+            raise Unavailable(f"session {self.record.id} can't be taken up: the store is away")
         flow = self._flow_over(self._stages)
         await take.settle(flow, stands)
         flow.follow_script(await self._rest_of_script(stands, lines))

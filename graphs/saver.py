@@ -214,8 +214,9 @@ class Saver:
                 edge.commit(floor.consumed.get(port, 0), floor.consumed_frames.get(port, 0))
                 if edge.from_client and edge.base > before:
                     self.on_input_durable(edge)
-            driver.log.forget(floor.seq)
-            self.keeper.forget(name, floor.seq)
+            before_step = min(floor.seq, driver.next_seq)  # it may have begun again earlier, and be on its way there
+            driver.log.forget(before_step)
+            self.keeper.forget(name, before_step)
             for manifest in book.outdated(driver.acked):
                 book.drop(manifest)
                 self.delete(manifest, self.grace_s)

@@ -195,7 +195,16 @@ class TakeOver:
         edges = [edge for edge in self.graph.edges if edge.source.stage == name]
         fits = all(mark.chunks.get(e.source.port, 0) <= _wanted(e, behind) for e in edges)
         outputs = {n: at.port for n, at in self.graph.outputs.items() if at.stage == name}
-        return fits and all(mark.frames.get(port, 0) <= self._had(output) for output, port in outputs.items())
+        return fits and all(self._frames(output, port, mark) <= self._had(output) for output, port in outputs.items())
+
+    def _frames(self, output: str, port: str, mark: Mark) -> int:
+        """Frames of a graph output that its stage had made there: those after the session's end were cut off."""
+        return self.cut(output, mark.chunks.get(port, 0), mark.frames.get(port, 0))
+
+    def cut(self, output: str, chunks: int, frames: int) -> int:
+        """As many of so many frames in so many chunks of a graph output as are known to be the session's."""
+        noted = self.record.ports.get(output)
+        return min(frames, noted.emitted) if noted and chunks <= noted.chunks else frames
 
     def _had(self, output: str) -> float:
         """Frames of a graph output that nobody will ask for: its client has them for certain, or reads another one."""
@@ -235,7 +244,7 @@ class TakeOver:
             is_ending = self.record.state is SessionState.DRAINING  # all that was made then is wanted
             had = (noted.emitted if is_ending else noted.sent) if noted else 0
             sent = max(had, self._received(name))
-            ring.begin_at(chunk, flow.cut(ring, frame), sent)
+            ring.begin_at(chunk, self.cut(name, chunk, flow.cut(ring, frame)), sent)
         for name, driver in flow.drivers.items():
             stand = stands[name]
             driver.life = stand.life
