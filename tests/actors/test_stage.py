@@ -107,7 +107,7 @@ def test_a_repeat_gets_the_kept_reply_and_the_model_does_not_run(stepper):
     assert one.worker.step(StepRequest("s", FIRST, 0)) is first
     assert len(model.batches) == 1
     one.step("s", 1, acked=0)
-    with pytest.raises(BadRequest, match="step 0 was acked"):
+    with pytest.raises(UnknownSession, match="step 0 was acked"):
         one.worker.step(StepRequest("s", FIRST, 0))
     with pytest.raises(BadRequest, match="step 5 is too early: step 2 is due"):
         one.worker.step(StepRequest("s", FIRST, 5))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -15,12 +17,15 @@ from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.graph import Edge, Endpoint, Graph, StageSpec
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.ring import OutputRing
+from riverrun.graphs.saver import Saver
 from riverrun.graphs.stage import Lost
 from riverrun.graphs.steplog import StepLog
+from riverrun.graphs.takeover import TakeOver
 from riverrun.graphs.waiting import Signal, SystemClock
 from riverrun.models.base import BadRequest, Control
+from riverrun.store.checkpoints import Manifest, Mark
 from riverrun.store.memory import MemoryStore
-from riverrun.store.records import DECIDED, Conflict, ControlEntry, SessionRecord, SessionState
+from riverrun.store.records import DECIDED, Conflict, ControlEntry, PortMark, SessionRecord, SessionState
 
 DECISION = ControlEntry(0, DECIDED, 2, "b", 3)
 CONFIG = RunnerConfig()
@@ -167,3 +172,38 @@ def test_what_a_log_has_forgotten_stays_forgotten():
     log.forget(4)
     log.forget(2)
     assert log.base == 4
+
+
+def _manifest(seq: int) -> Manifest:
+    return Manifest("s1", "a", 1, "n", "exact", Mark(seq), path=str(seq))
+
+
+@pytest.mark.parametrize(("at", "kept"), [(1, [2, 4]), (3, [4]), (9, [])])
+def test_a_stage_that_has_begun_again_keeps_what_it_has_yet_to_make(at: int, kept: list[int]):
+    """Two later checkpoints became usable meanwhile: those behind it have saved what it made before it was lost."""
+    forgotten: dict[str, int] = {}
+    about: Any = SimpleNamespace(forget=lambda stage, before: forgotten.update({stage: before}))
+    nothing: Any = None
+    saver = Saver(about, nothing, nothing, SystemClock(), Cadence(), 0.0, nothing, nothing)
+    controls = {step: (Control(step, "prompt", "p"),) for step in (2, 4)}
+    driver: Any = SimpleNamespace(
+        name="a", next_seq=at, acked=8, fault=None, inputs={}, log=StepLog(done=9, controls=controls)
+    )
+    saver.follow({"a": driver}, [_manifest(5), _manifest(7)])
+    saver.forget()
+    assert sorted(driver.log.controls) == kept
+    assert forgotten["a"] == min(at, 5)
+
+
+def test_frames_after_a_sessions_end_hold_no_checkpoint_back():
+    """An output beside the one that counts the frames was cut where that ends; its stage has made more."""
+    record = SessionRecord("s1", "g", ports={"raw": PortMark(chunks=27, emitted=11, sent=11, acked=11)})
+    nothing: Any = None
+    take = TakeOver(record, *[nothing] * 6, [], [], {})
+    assert [take.cut("raw", chunks, frames) for chunks, frames in ((9, 9), (11, 11), (20, 20), (28, 28))] == [
+        9,
+        11,
+        11,
+        28,  # the record is behind: it can't be known
+    ]
+    assert take.cut("frames", 20, 20) == 20

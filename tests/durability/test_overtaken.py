@@ -1,10 +1,12 @@
 """A runner that another one has taken over from, and does not know: it tells a store nothing, deletes nothing, and ends
-by the first State that refuses it. And one that is in charge tells a store of all that it has lost."""
+by the first State that refuses it, or by what its client has. And one that is in charge tells a store of all that it
+has lost."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,5 +146,53 @@ def test_a_runner_ends_that_is_refused_a_checkpoint(w, clock, run):
         await reading
         assert isinstance(runner.fault, StaleEpoch)
         assert world.states() == 1, "the State is another's, and left where it is"
+
+    run(body())
+
+
+def test_a_client_that_has_more_than_was_made_here_or_known_of_has_it_from_another_runner(w, clock, run):
+    """Of a session that was taken over, too."""
+
+    async def body() -> None:
+        world = w.World(clock)
+        runner, client = await world.open(SOURCE, RunnerConfig(), params={"a": SIZE}), w.Client()
+        await client.read(runner, 40)
+        assert not runner.is_overtaken({"frames": 40})
+        assert runner.is_overtaken({"frames": 400})
+        await world.crash(runner)
+        world.kill(runner.record.placement["a"].actor)
+        runner = await world.take_over(SOURCE, RunnerConfig(), {"frames": 40})
+        assert not runner.is_overtaken({"frames": 40})
+        assert runner.is_overtaken({"frames": 400})
+        await runner.close("over")
+
+    run(body())
+
+
+def test_no_take_over_goes_on_that_the_store_may_have_forgotten(w, clock, run):
+    """It answered that it was granted, and nothing since: whoever had the session before may have it still."""
+
+    async def body() -> None:
+        world = w.World(clock)
+        world.store = AwayStore(now=clock.now)
+        runner, client = await world.open(SOURCE, RunnerConfig(), params={"a": SIZE}), w.Client()
+        await client.read(runner, 40)
+        await world.crash(runner)
+        take = world.store.take
+
+        async def granted(*args: Any) -> SessionRecord:
+            record = await take(*args)
+            world.store.away = True
+            return record
+
+        world.store.take = granted
+        with pytest.raises(Unavailable, match="can't be taken up: the store is away"):
+            await world.take_over(SOURCE, RunnerConfig(), {"frames": 40})
+        assert not world.states()
+        world.store.take, world.store.away = take, False
+        runner = await world.take_over(SOURCE, RunnerConfig(), {"frames": 40})
+        await client.read(runner, 48)
+        assert client.numbers == list(range(48))
+        await runner.close("over")
 
     run(body())
