@@ -199,7 +199,7 @@ def test_frames_after_a_sessions_end_hold_no_checkpoint_back():
     """An output beside the one that counts the frames was cut where that ends; its stage has made more."""
     record = SessionRecord("s1", "g", ports={"raw": PortMark(chunks=27, emitted=11, sent=11, acked=11)})
     nothing: Any = None
-    take = TakeOver(record, *[nothing] * 6, [], [], {})
+    take = TakeOver(record, nothing, nothing, nothing, nothing, nothing, nothing, [], [], {})
     assert [take.cut("raw", chunks, frames) for chunks, frames in ((9, 9), (11, 11), (20, 20), (28, 28))] == [
         9,
         11,
