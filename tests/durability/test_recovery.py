@@ -205,6 +205,29 @@ def test_a_damaged_checkpoint_costs_a_longer_replay(w, clock, run):
     run(body())
 
 
+@pytest.mark.parametrize("begin", [16, 28])
+def test_a_damaged_checkpoint_that_nobody_read_is_not_relied_on_the_next_time(w, clock, run, begin):
+    """Twice the newest one is damaged, but the stage goes on from an older one, since what came before is wanted."""
+
+    async def body():
+        wanted = await undisturbed(w, clock, CHAIN)
+        world = w.World(clock)
+        runner = await world.open(CHAIN, CONFIG, params=PARAMS["chain"], max_frames=FRAMES)
+        client = w.Client()
+        for frames in (begin, begin + 11):
+            await client.read(runner, frames)
+            world.blobs.damaged.add([path for path in world.blobs.paths if "/b/" in path][-1])
+            world.kill(runner.record.placement["b"].actor)
+        await client.read(runner, begin + 26)
+        world.kill(runner.record.placement["b"].actor)
+        await client.read(runner)
+        await runner.ended()
+        assert runner.state is SessionState.CLOSED
+        assert client.pixels == wanted
+
+    run(body())
+
+
 def test_a_client_that_leaves_while_its_session_is_taken_up_finds_it_again(w, clock, run):
     async def body():
         wanted = await undisturbed(w, clock, CHAIN)
