@@ -186,8 +186,10 @@ def test_no_take_over_goes_on_that_the_store_may_have_forgotten(w, clock, run):
             return record
 
         world.store.take = granted
+        taking = asyncio.create_task(world.take_over(SOURCE, RunnerConfig(), {"frames": 40}))
+        await clock.advance(20)
         with pytest.raises(Unavailable, match="can't be taken up: the store is away"):
-            await world.take_over(SOURCE, RunnerConfig(), {"frames": 40})
+            await taking
         assert not world.states()
         world.store.take, world.store.away = take, False
         runner = await world.take_over(SOURCE, RunnerConfig(), {"frames": 40})
