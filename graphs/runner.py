@@ -374,6 +374,8 @@ class Runner:
         self._descriptions = {name: stand.description for name, stand in stands.items()}
         await self._keeper.commit(
             placement={name: stand.placement for name, stand in stands.items()},
+            forgotten={**was.forgotten, **take.acked(stands)},
+            manifests=tuple(m.brief() for m in take.kept(stands)),
             state=SessionState.DRAINING if was.state is SessionState.DRAINING else SessionState.RUNNING,
         )
         await self._must_be_known()

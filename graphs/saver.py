@@ -192,15 +192,16 @@ class Saver:
         await self.keeper.commit(manifests=self.briefs())
         self.forget()
 
-    def begins_again(self, stage: str, seq: int) -> None:
-        """A stage stands at step `seq` once more. Later checkpoints of it were read by nobody since, and what ended it
-        may have damaged them too: they are taken again, before what lies before them is forgotten."""
+    def begins_again(self, stage: str, seq: int) -> list[Manifest]:
+        """A stage stands at step `seq` once more. Later checkpoints of it, which are returned, were read by nobody
+        since, and what ended it may have damaged them too: they are taken again, before what lies before them is
+        forgotten."""
         mine = self.stages[stage]
         mine.seq = seq - 1
-        for manifest in mine.book.manifests:
-            if manifest.mark.seq > seq:
-                mine.book.drop(manifest)
-                self.delete(manifest)
+        later = [manifest for manifest in mine.book.manifests if manifest.mark.seq > seq]
+        for manifest in later:
+            mine.book.drop(manifest)
+        return later
 
     def forget(self) -> None:
         """Lets go of everything that no replay needs: consumers first, as what they need decides about the others."""

@@ -158,7 +158,8 @@ class TakeOver:
         known: list[Manifest | None] = [*self._usable(name, behind)]
         if any(at.stage == name for at in self.graph.inputs.values()):  # what its client was told to forget is gone
             least = self._early(name, behind).floor(math.inf).seq
-            return [*(m for m in known if m and m.mark.seq >= least), *([] if least else [None])]
+            fit = [m for m in known if m and m.mark.seq >= least and not self._is_acked(name, m.mark)]
+            return [*fit, *([] if least or self._is_acked(name, Mark()) else [None])]
         return known if self._logged(name) else [*known, None]
 
     def _logged(self, name: str) -> int:
@@ -182,10 +183,21 @@ class TakeOver:
         early = self._early(name, behind)
         floor = early.floor(math.inf)  # damaged ones count: they did under the runner before
         floor = floor if floor.seq <= mark.seq else early.floor(mark.seq - 1)
+        if self._is_acked(name, floor):  # a damaged one that counted is set aside since
+            floor = next((m.mark for m in self._book(name).manifests if not self._is_acked(name, m.mark)), mark)
         if floor.seq >= self._logged(name):
             return floor
         known = self._book(name).usable(mark.seq - 1)
         return known[-1].mark if known else mark
+
+    def acked(self, stands: Mapping[str, Stand]) -> dict[str, int]:
+        """By input of the graph, the chunks that its client is told to forget, as the record keeps them."""
+        return {str(at): stands[at.stage].floor.consumed.get(at.port, 0) for at in self.graph.inputs.values()}
+
+    def _is_acked(self, name: str, mark: Mark) -> bool:
+        """Whether a client was told to forget what the stage would need from there on."""
+        inputs = [at for at in self.graph.inputs.values() if at.stage == name]
+        return any(mark.consumed.get(at.port, 0) < self.record.forgotten.get(str(at), 0) for at in inputs)
 
     def _early(self, name: str, behind: Mapping[str, Stand]) -> CheckpointBook:
         """Checkpoints before which nobody behind the stage wants anything."""
@@ -252,7 +264,6 @@ class TakeOver:
             driver.resume(stand.mark, stand.kept)
         for edge in flow.edges.values():
             edge.found()
-        marks = {name: stand.mark for name, stand in stands.items()}
 
         def given(stage: str, revision: int) -> Given | None:
             lives = flow.drivers[stage].life == stands[stage].life  # else it was made anew since
@@ -261,15 +272,18 @@ class TakeOver:
         await flow.desk.go_on(self.lines, {name: driver.log for name, driver in flow.drivers.items()}, given)
         for name, driver in flow.drivers.items():
             await driver.log_decisions(stands[name].kept)
-        self._follow(flow, marks)
+        self._follow(flow, self.kept(stands))
 
-    def _follow(self, flow: Flow, marks: Mapping[str, Mark]) -> None:
-        """Checkpoints of steps that are still to be made are of another life: those steps may come to carry other
-        controls now, unless somebody had what they made."""
+    def kept(self, stands: Mapping[str, Stand]) -> list[Manifest]:
+        """The checkpoints that stay. Those of steps that are still to be made are of another life: those steps may come
+        to carry other controls now, unless somebody had what they made."""
+        return [m for m in self.found if m.mark.seq <= stands[m.stage].mark.seq]
+
+    def _follow(self, flow: Flow, kept: Sequence[Manifest]) -> None:
         assert flow.saver is not None
-        flow.saver.follow(flow.drivers, [m for m in self.found if m.mark.seq <= marks[m.stage].seq])
+        flow.saver.follow(flow.drivers, kept)
         for manifest in self.found:
-            if manifest.mark.seq > marks[manifest.stage].seq:
+            if manifest not in kept:
                 flow.saver.delete(manifest)
 
 

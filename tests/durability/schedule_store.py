@@ -133,6 +133,8 @@ class View:
             result = now(getattr(redis, name)(*args))
         except Conflict:
             redis.world.struck["write refused by its epoch or version"] += 1
+            if name in ("update", "log") and redis.holders and args[0].epoch < redis.holders[-1][0]:
+                redis.never_told(self._gateway.untold)  # what an overtaken runner took in while the store was away
             raise
         redis.kept.append((*stood, tuple(redis.holders)))
         if name != "delete":

@@ -207,3 +207,28 @@ def test_frames_after_a_sessions_end_hold_no_checkpoint_back():
         28,  # the record is behind: it can't be known
     ]
     assert take.cut("frames", 20, 20) == 20
+
+
+def _taken(found: list[Manifest], **record: Any) -> TakeOver:
+    nothing: Any = None
+    graph = Graph("g", (StageSpec("a", "m"),), {"frames": Endpoint("a", "frames")}, (), {"in": Endpoint("a", "in")})
+    about = SessionRecord("s1", "g", ports={"frames": PortMark(acked=99)}, **record)
+    return TakeOver(about, nothing, graph, nothing, nothing, nothing, nothing, found, [], {})
+
+
+def test_input_that_its_client_forgot_is_not_asked_for_though_a_checkpoint_was_set_aside_since():
+    """Two counted when it was acked, and the newer one was found damaged: what was acked stands in the record."""
+    six, nine = (Manifest("s1", "a", 1, "n", "exact", Mark(n, consumed={"in": n}), path=str(n)) for n in (6, 9))
+    for forgotten, least in ((6, six), (9, nine)):
+        take = _taken([six, nine], forgotten={"a.in": forgotten})
+        assert take._floor("a", {}, nine.mark) == least.mark
+        assert (six in take._sources("a", {})) == (least is six)
+
+
+def test_a_record_names_the_checkpoints_that_a_take_over_leaves():
+    """Else it would be taken for that of a session that has ended, when they are deleted."""
+    one, five = _manifest(1), _manifest(5)
+    stands: Any = {"a": SimpleNamespace(mark=Mark(2), floor=Mark(1, consumed={"in": 1}))}
+    take = _taken([one, five])
+    assert take.kept(stands) == [one]
+    assert take.acked(stands) == {"a.in": 1}
