@@ -86,7 +86,9 @@ def test_who_shares_the_actor_of_a_model_that_exits_or_hangs_gets_unavailable(st
     assert len(stream.frames(8)) == 8
     stream.cancel()
     stubs.close(elsewhere.session_id)
-    Neighbour(stubs).leave()  # another actor is there
+    after = Neighbour(stubs)  # another actor is there
+    after.goes_on()
+    after.leave()
 
 
 @pytest.mark.parametrize(

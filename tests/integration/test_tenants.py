@@ -36,3 +36,6 @@ def test_a_tenant_has_its_half_however_many_sessions_the_other_has(own):
     assert made(ann, greedy[:1]) > 1  # nor are they starved
     for stream in [*streams, reader]:
         stream.cancel()
+    for stubs, sessions in ((ann, greedy), (bob, modest)):  # the store is shared with other tests
+        for session in sessions:
+            stubs.close(session.session_id)
