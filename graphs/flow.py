@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from riverrun.cluster.slack import rest_s
 from riverrun.graphs.audience import Audience
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec, Role
@@ -23,7 +22,7 @@ from riverrun.graphs.items import Event, EventType, InputAck, InputRefusal
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.observer import Observer
 from riverrun.graphs.opening import answer
-from riverrun.graphs.pacing import lead_s, parked_s
+from riverrun.graphs.pacer import Pacer
 from riverrun.graphs.recovery import NoPlace, Recovery
 from riverrun.graphs.ring import OutputRing, frame_bytes
 from riverrun.graphs.saver import Saver
@@ -61,9 +60,6 @@ _WHAT: Mapping[type, str] = {
 }
 
 
-LEAST_SLEEP_S = 0.001
-
-
 class Flow:
     """What the stage drivers call is here (see `driver.Session`), and what moves between them.
 
@@ -94,7 +90,7 @@ class Flow:
         self.sources_ended = False
         self.graph = graph
         self._keeper = keeper
-        self._lead_s, self.tenant = keeper.record.lead_s, keeper.record.tenant
+        self.tenant = keeper.record.tenant
         self._fetch_s = config.deadlines.floor_s
         self._max_frames = keeper.record.max_frames
         self._end_pts = self._foreseen_end(descriptions)
@@ -109,6 +105,8 @@ class Flow:
         rings = {name: self._ring(name, at, keep, descriptions[at.stage]) for name, at in graph.outputs.items()}
         self.audience = Audience(rings, clock, signal, observer)
         self.edges, self.drivers = wire(graph, descriptions, stages, rings, self, config.edge_chunks, config.deadlines)
+        sources = [driver for driver in self.drivers.values() if not driver.inputs]
+        self.pacer = Pacer(self.audience, sources, keeper.record.lead_s, clock)
         self.desk = ControlDesk(
             descriptions,
             encoders,
@@ -149,7 +147,7 @@ class Flow:
             config.recovery,
             config.encode_s,
             self.audience.tell_all,
-            lambda: self.lead_s,
+            lambda: self.pacer.lead_s,
             self._leave_behind,
         )
 
@@ -227,7 +225,7 @@ class Flow:
     async def unpark(self) -> None:
         """Wakes the sources when the player has come close enough. Runs until cancelled."""
         while True:
-            await self.clock.sleep(await self.signal.until(self._parked_until_known))
+            await self.clock.sleep(await self.signal.until(self.pacer.until_known))
             self.signal.notify()
 
     @property
@@ -239,17 +237,12 @@ class Flow:
     def is_parked(self) -> bool:
         """Whether the session is further ahead of its controller than it may be, or rests between two chunks; what it
         made beyond its last frame is never played."""
-        return self._parked_s() > 0 and not self.has_all_frames
-
-    @property
-    def lead_s(self) -> float:
-        """Seconds of media made and not played."""
-        return lead_s(self.audience.made, self.audience.playhead.now())
+        return self.pacer.parked_s > 0 and not self.has_all_frames
 
     @property
     def slack_s(self) -> float | None:
-        """As `lead_s`; None before the first frame was delivered."""
-        return self.lead_s if self.audience.playhead.now() else None
+        """See `Pacer`."""
+        return self.pacer.slack_s
 
     async def moving(self, move: Coroutine[Any, Any, T]) -> T:
         """What a move of a stage gives; at the session's end it is called off. Raises what it raises, Unavailable."""
@@ -453,25 +446,6 @@ class Flow:
             await self.signal.until(lambda: not any(driver.is_stepping for driver in entries if pause))
             self.audience.tell_all(Event(EventType.PAUSED if pause else EventType.RESUMED))
         return max(driver.next_on_first_port for driver in entries)
-
-    def _parked_s(self) -> float:
-        if not self._lead_s:
-            return 0.0
-        parked = parked_s(self.audience.made, self.audience.playhead.now(), self._lead_s)
-        return max([parked, *(self._rest_s(driver) for driver in self.drivers.values() if not driver.inputs)])
-
-    def _rest_s(self, source: StageDriver) -> float:
-        """What is left of its rest between two chunks."""
-        about = source.description
-        if not (source.wait_ms and about.fps):
-            return 0.0
-        took_s = (source.wait_ms[-1] + source.compute_ms[-1]) / 1000
-        return rest_s(about.chunk_frames / about.fps, took_s) - (self.clock.now() - source.answered_at)
-
-    def _parked_until_known(self) -> float | None:
-        """Seconds to sleep while parked; None while not, or until something else happens first."""
-        seconds = self._parked_s()
-        return max(seconds, LEAST_SLEEP_S) if 0 < seconds < math.inf else None
 
     def _ring(self, name: str, at: Endpoint, keep: int, about: Description) -> OutputRing:
         stage = at.stage

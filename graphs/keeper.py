@@ -16,6 +16,8 @@ from riverrun.store.records import ANY, DECIDED, REFUSED, Conflict, ControlEntry
 log = logging.getLogger(__name__)
 TRIES = 4
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
+KNOWN_S = 15.0
+"""For so long one that takes over tries to tell the store."""
 
 
 class RecordKeeper:
@@ -142,6 +144,14 @@ class RecordKeeper:
             await self._clock.sleep(pause)
             pause = min(2 * pause, LAST_RETRY_S)
             await self.commit()
+
+    async def be_known(self) -> None:
+        """Of one that takes over: the store may have forgotten that, and no frame leaves before it has the record.
+        Raises Unavailable, Conflict."""
+        try:
+            await within(self._clock, KNOWN_S, self.catch_up())
+        except TimeoutError:
+            raise Unavailable(f"session {self.record.id} can't be taken up: the store is away") from None
 
     async def _softly(self, write: Callable[[], Awaitable[None]]) -> None:
         try:

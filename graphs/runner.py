@@ -41,8 +41,6 @@ from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Descriptio
 from riverrun.store.records import Conflict, ControlEntry, Placement, SessionRecord, SessionState, Store, advance
 
 log = logging.getLogger(__name__)
-KNOWN_S = 15.0
-"""For so long one that takes over tries to tell the store."""
 
 
 class SessionEnded(BadRequest):
@@ -259,7 +257,7 @@ class Runner:
             created=self.record.created,
             paused=bool(flow and flow.is_paused),
             parked=bool(flow and flow.is_parked),
-            lead_s=flow.lead_s if flow else 0.0,
+            lead_s=flow.pacer.lead_s if flow else 0.0,
             frames_delivered=flow.audience.delivered if flow else 0,
             stages=tuple(
                 stage_status(s.name, s.model, self._place(s.name), drivers.get(s.name)) for s in self._graph.stages
@@ -378,7 +376,7 @@ class Runner:
             manifests=tuple(m.brief() for m in take.kept(stands)),
             state=SessionState.DRAINING if was.state is SessionState.DRAINING else SessionState.RUNNING,
         )
-        await self._must_be_known()
+        await self._keeper.be_known()
         flow = self._flow_over(self._stages)
         await take.settle(flow, stands)
         flow.follow_script(await self._rest_of_script(stands, lines))
@@ -386,14 +384,6 @@ class Runner:
         if not self._graph.inputs and (was.state is SessionState.DRAINING or flow.has_all_frames):
             flow.end_sources(was.reason)
         return flow
-
-    async def _must_be_known(self) -> None:
-        """The store may have forgotten that this one took over: no frame leaves before it has the record. Raises
-        Unavailable."""
-        try:
-            await within(self._clock, KNOWN_S, self._keeper.catch_up())
-        except TimeoutError:
-            raise Unavailable(f"session {self.record.id} can't be taken up: the store is away") from None
 
     async def _rest_of_script(self, stands: Mapping[str, Stand], lines: Sequence[ControlEntry]) -> dict[str, Script]:
         """What the stages have yet to be given, by step or again by the log."""

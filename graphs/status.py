@@ -45,7 +45,8 @@ class OutputStatus:
 class RunnerStatus:
     """frames_delivered: on all outputs, to controllers, each counted once. outputs: empty until the stages are open.
 
-    lead_s: media made and not played. parked: no step is begun because that is more than the session may have."""
+    lead_s: media made and not played. parked: no step is begun because that is more than the session may have, or it
+    rests between two chunks."""
 
     session: str
     graph: str
