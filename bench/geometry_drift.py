@@ -92,12 +92,15 @@ def drift(model: InfiniteVGGT, marks: Sequence[int], file: Path | None = None, s
     file: JSON lines of the rows of each path that is done; a later call with the same weights takes them from there.
     """
     found: dict[str, list[Row]] = {"drift": [], "differences": []}
-    done = _done(file, _digest(model))
+    weights = _digest(model)
+    done = _done(file, weights)
     for path in DRIFT_PATHS:
-        made = done.get((path, marks[-1])) or _along(model, path, marks, seed)
-        if file and (path, marks[-1]) not in done:
-            with file.open("a") as lines:
-                lines.write(json.dumps([_digest(model), path, marks[-1], made]) + "\n")
+        made = done.get((path, marks[-1]))
+        if made is None:
+            made = _along(model, path, marks, seed)
+            if file:
+                with file.open("a") as lines:
+                    lines.write(json.dumps([weights, path, marks[-1], made]) + "\n")
         for part in found:
             found[part] += made[part]
     return found

@@ -39,8 +39,6 @@ CANVASES, HELD_OUT_CANVASES = range(400), range(10_000, 10_100)
 HELD_OUT = 1_000_000  # numbers of clips for measuring start here
 LONG_KINDS = ("orbits", "strolls")
 KINDS = ("flat", "rooms", "captions", "yards", *LONG_KINDS)
-
-
 LENGTHS = {"rooms": (2, 2, 2, 4), "captions": (2, 2, 3, 4, 6, 10), "yards": (2, 2, 3, 4, 6, 10),
            "orbits": (8, 8, 16), "strolls": (8, 8, 16)}  # fmt: skip
 
@@ -239,10 +237,9 @@ def held_out(kind: str, side: int, count: int = 48) -> Batch:
         images, extrinsics = pairs(count, random.Random(HELD_OUT), HELD_OUT_CANVASES, side, FIELD_OF_VIEW)
         return Batch(images, torch.stack([_identity(extrinsics), extrinsics], dim=1))
     if kind in LONG_KINDS:
-        count //= 3
+        clips = [clip(kind, HELD_OUT + n, side) for n in range(count // 3)]
+        return batch_of(clips, [range(LONG)] * len(clips), FIELD_OF_VIEW)
     numbers = range(HELD_OUT, HELD_OUT + count)
-    if kind in LONG_KINDS:
-        return batch_of([clip(kind, n, side) for n in numbers], [range(LONG)] * count, FIELD_OF_VIEW)
     if kind == "captions":
         return batch_of([caption_clip(n, 2, side, True, gap=8) for n in numbers], [[0, 1]] * count, FIELD_OF_VIEW)
     return batch_of([clip(kind, n, side) for n in numbers], [[0, FRAMES - 1]] * count, FIELD_OF_VIEW)

@@ -22,7 +22,10 @@ from riverrun.cluster.sim.truth import Profile
 from riverrun.cluster.slack import Pace, Ready, pick, rest_s
 
 ROUNDS = 3.0
+"""Of a full worker's steps: so much further ahead a session keeps, for it may wait as long for its own."""
+
 LEAST_LEAD_S = 1e-9
+"""Just not late: whose turn it is goes by waiting then."""
 
 PAPER_HOLD_S = 5.0
 """TurboServe's (peers.md §1.2)."""
