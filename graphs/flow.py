@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -308,18 +307,27 @@ class Flow:
         if chunk.seq < ring.next_chunk:
             ring.again(chunk)
             return False
-        if self._max_frames and ring is self.audience.first:
+        ring.put(replace(chunk, frames=min(chunk.frames, max(0, self._left(ring, chunk)))), release)
+        return True
+
+    def _left(self, ring: OutputRing, chunk: Chunk) -> int:
+        """How many frames of its next chunk a ring takes, if it has them: none where some before them were cut off,
+        whatever became known of the end since. They would come under the numbers of those, at a later time."""
+        if not self._max_frames:
+            return chunk.frames
+        if ring is self.audience.first:
             left = self._max_frames - ring.next_frame
             if left <= chunk.frames and not self.sources_ended:  # 0 of one that was taken over at its end
-                self._end_pts = chunk.pts + left * chunk.frame_ticks
+                end = chunk.time_of(left)
+                self._end_pts = end if self._end_pts is None else min(self._end_pts, end)
                 self.end_sources(f"all {self._max_frames} frames were made")
-            chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
-        elif self._end_pts is not None:
-            had = ring.sent - ring.next_frame  # by its client, before the end was known
-            left = max(had, math.ceil((self._end_pts - chunk.pts) / chunk.frame_ticks))
-            chunk = replace(chunk, frames=min(chunk.frames, max(0, left)))
-        ring.put(chunk, release)
-        return True
+            return left
+        if chunk.first_frame > ring.next_frame:
+            return 0
+        if self._end_pts is None:
+            return chunk.frames
+        had = ring.sent - ring.next_frame  # by its client, before the end was known
+        return max(had, sum(chunk.time_of(index) < self._end_pts for index in range(chunk.frames)))
 
     async def carried(self, stage: str, controls: Sequence[Control], reply: StepReply, next_chunk: int) -> None:
         await self.desk.carried(stage, controls, reply, next_chunk)
