@@ -226,6 +226,10 @@ class Viewer:
         elif case.line:
             chunks = next(n for n in range(10_000) if case.made(n * case.chunk) >= count)
             demand(case.made(chunks * case.chunk) == count, f"{count} frames: no flush leaves so many")
+        for port in self.ports[1:] if case.frames else ():
+            least, most = case.beside(port)
+            count = self.ledgers[port].count
+            demand(least <= count <= most, f"{count} frames of {port} beside {case.frames}, not {least} to {most}")
 
 
 async def _finished(runner: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,14 @@ class Case:
     def source(self, number: int, prompt: str) -> np.ndarray:
         """A frame of the source."""
         return source_frame(SEED, prompt, number // self.chunk, number, SIDE, SIDE)
+
+    def beside(self, port: str) -> tuple[int, int]:
+        """How many frames of another output there are at least and at most, where the first one is `frames` long. It
+        ends where the first says that it will, by its rate; once it is known that that ends before, also there."""
+        assert self.line
+        said, true = self.frames * TICKS, self.line.pts(self.frames - 1) + self.line.ticks
+        least, most = (math.ceil(end / self.extra[port].ticks) for end in (min(said, true), said))
+        return least, most
 
     def input_chunk(self, number: int) -> Chunk:
         frame = self.source(number, "input")[None]
