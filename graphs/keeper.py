@@ -145,6 +145,11 @@ class RecordKeeper:
             pause = min(2 * pause, LAST_RETRY_S)
             await self.commit()
 
+    async def confirm(self, **changes: Any) -> None:
+        """As `commit`; returns when the store has taken it. Raises Conflict."""
+        await self.commit(**changes)
+        await self.catch_up()
+
     async def be_known(self) -> None:
         """Of one that takes over: the store may have forgotten that, and no frame leaves before it has the record.
         Raises Unavailable, Conflict."""

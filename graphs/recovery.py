@@ -85,12 +85,10 @@ class Recovery:
         lost, before, left = driver.handle, driver.life, self.keeper.record.placement.get(driver.name)
         async with self.gate.enter(self.slack_s()):
             handle, reply, placement = await self._restore(driver, isinstance(fault, StepFailed))
-        later = self.saver.begins_again(driver.name, reply.mark.seq)
+        self.saver.begins_again(driver.name, reply.mark.seq)
         placements = {**self.keeper.record.placement, driver.name: placement}
-        await self.keeper.commit(placement=placements, manifests=self.saver.briefs())
+        await self.keeper.commit(placement=placements, **self.saver.listed())
         driver.rewind(handle, reply.mark)
-        for manifest in later:  # once the record does not name them: it would be taken for that of a session that ended
-            self.saver.delete(manifest, self.saver.grace_s)
         if left and left.incarnation != placement.incarnation:
             self.leave(lost, before)
         log.warning("session %s: stage %s goes on at step %d on %s", session, driver.name, reply.mark.seq, placement)

@@ -374,6 +374,7 @@ class Runner:
             placement={name: stand.placement for name, stand in stands.items()},
             forgotten={**was.forgotten, **take.acked(stands)},
             manifests=tuple(m.brief() for m in take.kept(stands)),
+            dropped=tuple(m.path for m in take.dropped(stands)),
             state=SessionState.DRAINING if was.state is SessionState.DRAINING else SessionState.RUNNING,
         )
         await self._keeper.be_known()

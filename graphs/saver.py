@@ -69,6 +69,7 @@ class Saver:
     on_input_durable: Callable[[EdgeQueue], None]
     drivers: Mapping[str, StageDriver] = field(default_factory=dict)
     stages: dict[str, _Stage] = field(default_factory=dict)
+    dropped: dict[str, Manifest] = field(default_factory=dict)  # by path, what `drop` has yet to delete
 
     def follow(self, drivers: Mapping[str, StageDriver], found: Sequence[Manifest] = ()) -> None:
         """Takes charge. found: checkpoints from before, of a session that others have run."""
@@ -111,7 +112,7 @@ class Saver:
             raise errors.exceptions[0] from None
         for task in work:
             self.book(task.result().stage).add(task.result())
-        await self.keeper.commit(manifests=self.briefs())
+        await self.keeper.commit(**self.listed())
 
     async def _save(self, driver: StageDriver, order: SaveOrder) -> Manifest:
         """A checkpoint between two steps; a stage that is found lost by it is brought back."""
@@ -166,9 +167,10 @@ class Saver:
     def _unflushed(self) -> list[StageDriver]:
         return [driver for driver in self.drivers.values() if not driver.finished]
 
-    def briefs(self) -> tuple[Mapping[str, Any], ...]:
-        """Of all checkpoints there are, as the record keeps them."""
-        return tuple(m.brief() for mine in self.stages.values() for m in mine.book.manifests)
+    def listed(self) -> dict[str, Any]:
+        """What the record says of the checkpoints there are."""
+        briefs = tuple(m.brief() for mine in self.stages.values() for m in mine.book.manifests)
+        return {"manifests": briefs, "dropped": tuple(self.dropped)}
 
     async def _settle(self, driver: StageDriver, work: Coroutine[Any, Any, Manifest]) -> None:
         mine = self.stages[driver.name]
@@ -189,19 +191,18 @@ class Saver:
             driver.session.signal.notify()
         mine.is_failing = False
         mine.book.add(manifest)
-        await self.keeper.commit(manifests=self.briefs())
+        await self.keeper.commit(**self.listed())
         self.forget()
 
-    def begins_again(self, stage: str, seq: int) -> list[Manifest]:
-        """A stage stands at step `seq` once more. Later checkpoints of it, which are returned, were read by nobody
-        since, and what ended it may have damaged them too: they are taken again, before what lies before them is
-        forgotten."""
+    def begins_again(self, stage: str, seq: int) -> None:
+        """A stage stands at step `seq` once more. Later checkpoints of it were read by nobody since, and what ended it
+        may have damaged them too: they are dropped, and taken again before what lies before them is forgotten."""
         mine = self.stages[stage]
         mine.seq = seq - 1
         later = [manifest for manifest in mine.book.manifests if manifest.mark.seq > seq]
         for manifest in later:
             mine.book.drop(manifest)
-        return later
+        self.drop(later, self.grace_s)
 
     def forget(self) -> None:
         """Lets go of everything that no replay needs: consumers first, as what they need decides about the others."""
@@ -220,20 +221,32 @@ class Saver:
             self.keeper.forget(name, before_step)
             for manifest in book.outdated(driver.acked):
                 book.drop(manifest)
-                self.delete(manifest, self.grace_s)
+                self.spawn(self._delete(manifest, self.grace_s))
 
     def _bound(self, driver: StageDriver) -> None:
         for edge in driver.inputs.values():
             edge.commit(edge.taken - MAX_UNSAVED, 0)
 
-    def delete(self, manifest: Manifest, grace_s: float = 0.0) -> None:
-        """Once the grace is over. What is left by a gateway that dies meanwhile goes with its session."""
-        self.spawn(self._delete(manifest, grace_s))
+    def drop(self, manifests: Sequence[Manifest], grace_s: float = 0.0) -> None:
+        """Deletes what whoever takes the session over would rely on, as there are no two later ones: not before the
+        store has taken a record that says so. Either that runner has read it then, or this one is refused."""
+        self.dropped |= {manifest.path: manifest for manifest in manifests}
+        if manifests:
+            self.spawn(self._drop(manifests, grace_s))
 
-    async def _delete(self, manifest: Manifest, grace_s: float) -> None:
+    async def _drop(self, manifests: Sequence[Manifest], grace_s: float) -> None:
+        await self.clock.sleep(grace_s)
+        await self.keeper.confirm(**self.listed())
+        for manifest in manifests:
+            await self._delete(manifest)
+
+    async def _delete(self, manifest: Manifest, grace_s: float = 0.0) -> None:
+        """Once the grace is over. What is left by a gateway that dies meanwhile goes with its session."""
         if grace_s:
             await self.clock.sleep(grace_s)
         try:
             await self.blobs.delete(manifest)
         except Unavailable as error:
             log.warning("checkpoint %s was not deleted: %s", manifest.path, error)
+        else:
+            self.dropped.pop(manifest.path, None)

@@ -236,7 +236,7 @@ class TakeOver:
 
     def _book(self, name: str) -> CheckpointBook:
         """Checkpoints after which it is known what the steps carried."""
-        known = (m for m in self.found if m.stage == name and m.mark.seq >= self._logged(name))
+        known = (m for m in self._lasting if m.stage == name and m.mark.seq >= self._logged(name))
         return CheckpointBook(m for m in known if m.mark.seen >= self._given(name, m.mark.seq))
 
     def _given(self, name: str, before: int) -> int:
@@ -272,19 +272,24 @@ class TakeOver:
         await flow.desk.go_on(self.lines, {name: driver.log for name, driver in flow.drivers.items()}, given)
         for name, driver in flow.drivers.items():
             await driver.log_decisions(stands[name].kept)
-        self._follow(flow, self.kept(stands))
+        assert flow.saver is not None
+        flow.saver.follow(flow.drivers, self.kept(stands))
+        flow.saver.drop(self.dropped(stands))
 
     def kept(self, stands: Mapping[str, Stand]) -> list[Manifest]:
         """The checkpoints that stay. Those of steps that are still to be made are of another life: those steps may come
         to carry other controls now, unless somebody had what they made."""
-        return [m for m in self.found if m.mark.seq <= stands[m.stage].mark.seq]
+        return [m for m in self._lasting if m.mark.seq <= stands[m.stage].mark.seq]
 
-    def _follow(self, flow: Flow, kept: Sequence[Manifest]) -> None:
-        assert flow.saver is not None
-        flow.saver.follow(flow.drivers, kept)
-        for manifest in self.found:
-            if manifest not in kept:
-                flow.saver.delete(manifest)
+    @property
+    def _lasting(self) -> list[Manifest]:
+        """Without those that the runner before may be about to delete."""
+        return [m for m in self.found if m.path not in self.record.dropped]
+
+    def dropped(self, stands: Mapping[str, Stand]) -> list[Manifest]:
+        """Those that do not, and what the runner before has not come to delete."""
+        kept = {manifest.path for manifest in self.kept(stands)}
+        return [m for m in self.found if m.path not in kept]
 
 
 def _wanted(edge: Edge, behind: Mapping[str, Stand]) -> int:

@@ -170,7 +170,8 @@ class SessionRecord:
     consumed, forgotten: chunks taken, and those of them that nobody keeps any more, per "stage.port". ports: per graph
     output. folded: controls in force that the log no longer holds. folded_to: by stage, the first step whose lines the
     log still has for certain. script: controls at frames. lead_s: media it may be ahead of its
-    controller (0: no limit). manifests: checkpoints, in short. token_digest: sha256 of the resume token, hex.
+    controller (0: no limit). manifests: checkpoints, in short. dropped: paths of those that nobody may rely on any
+    more, as they are being deleted. token_digest: sha256 of the resume token, hex.
     """
 
     id: str
@@ -196,6 +197,7 @@ class SessionRecord:
     folded_to: Mapping[str, int] = field(default_factory=dict)
     script: tuple[ScriptEntry, ...] = ()
     manifests: tuple[Mapping[str, Any], ...] = ()
+    dropped: tuple[str, ...] = ()
     created: float = 0.0
     updated: float = 0.0
     token_digest: str = ""
@@ -225,6 +227,7 @@ class SessionRecord:
             folded=lambda xs: tuple(_build(ControlEntry, x) for x in xs),
             script=lambda xs: tuple(_build(ScriptEntry, x) for x in xs),
             manifests=tuple,
+            dropped=tuple,
         )
 
 

@@ -232,3 +232,15 @@ def test_a_record_names_the_checkpoints_that_a_take_over_leaves():
     take = _taken([one, five])
     assert take.kept(stands) == [one]
     assert take.acked(stands) == {"a.in": 1}
+
+
+def test_a_take_over_relies_on_no_checkpoint_that_the_runner_before_may_be_about_to_delete():
+    """It goes on from those that stay, counts them alone, and deletes the others itself."""
+    one, three, five, nine = (_manifest(seq) for seq in (1, 3, 5, 9))
+    stands: Any = {"a": SimpleNamespace(mark=Mark(6))}
+    take = _taken([one, three, five], dropped=("3",))
+    assert take._sources("a", {}) == [five, one]
+    assert take._floor("a", {}, Mark(6)).seq == 1
+    take = _taken([one, three, five, nine], dropped=("3",))
+    assert take.kept(stands) == [one, five]
+    assert take.dropped(stands) == [three, nine]

@@ -102,6 +102,43 @@ def test_a_store_that_has_lost_everything_is_told_by_the_newest_runner_only(newe
 
 
 @pytest.mark.parametrize("is_overtaken", [True, False])
+def test_checkpoints_that_a_stage_left_behind_are_deleted_once_the_store_says_so(w, clock, run, is_overtaken):
+    """Its client has acked nothing, so the stage began again before them. Who took the session over since, and was not
+    told of that, may rely on them."""
+
+    async def body() -> None:
+        world = w.World(clock)
+        world.store = AwayStore(now=clock.now)
+        runner = await world.open(SOURCE, RunnerConfig(cadence=Cadence(chunks=2), grace_s=30), params={"a": SIZE})
+        client = w.Client(credits=1)
+        await client.read(runner, 24, ack=False)
+        saver = runner._flow.saver
+        had = [m.path for m in saver.book("a").manifests]
+        if is_overtaken:
+            stored = await world.store.get("s1")
+            await world.store.take("s1", stored.version, 2, "n2")
+        world.store.away = True
+        saver.begins_again("a", saver.book("a").manifests[0].mark.seq)
+        left = sorted(saver.dropped)
+        assert left
+        assert set(left) < set(had)
+        await clock.advance(40)
+        assert set(left) <= set(world.blobs.paths), "the store was not told"
+        world.store.away = False
+        await clock.advance(20)
+        if is_overtaken:
+            await runner.ended()
+            assert isinstance(runner.fault, Conflict)
+            assert set(left) <= set(world.blobs.paths)
+        else:
+            assert not set(left) & set(world.blobs.paths)
+            assert not saver.dropped
+            await runner.close("over")
+
+    run(body())
+
+
+@pytest.mark.parametrize("is_overtaken", [True, False])
 def test_checkpoints_are_deleted_once_the_store_knows_the_session_closed(w, clock, run, is_overtaken):
     """A runner that can't reach the store closes the session; another one may have it, and need them."""
 

@@ -23,8 +23,10 @@ from riverrun.graphs.driver import StageDriver  # noqa: E402
 from riverrun.graphs.edge import EdgeQueue  # noqa: E402
 from riverrun.graphs.flow import Flow  # noqa: E402
 from riverrun.graphs.ring import OutputRing  # noqa: E402
+from riverrun.graphs.saver import Saver  # noqa: E402
 from riverrun.graphs.stage import Epoch  # noqa: E402
 from riverrun.graphs.steplog import StepLog  # noqa: E402
+from riverrun.graphs.takeover import TakeOver  # noqa: E402
 from riverrun.store.checkpoints import Mark  # noqa: E402
 from riverrun.store.memory import MemoryStore  # noqa: E402
 from riverrun.store.records import Conflict  # noqa: E402
@@ -152,6 +154,18 @@ def lost_wish(patch: Any) -> None:
     patch.setattr(Flow, "_want_again", lambda self, driver, why: None)
 
 
+def dropped_unsaid(patch: Any) -> None:
+    """Who takes a session over relies on checkpoints that the runner before is about to delete."""
+
+    async def at_once(self: Saver, manifests: Any, grace_s: float) -> None:
+        await self.clock.sleep(grace_s)
+        for manifest in manifests:
+            await self._delete(manifest)
+
+    patch.setattr(Saver, "_drop", at_once)
+    patch.setattr(TakeOver, "_lasting", property(lambda self: self.found))
+
+
 PLANTED = {
     too_early: 60,
     too_far: 3,
@@ -167,6 +181,7 @@ PLANTED = {
     no_rewind: 1,
     no_fence: 397,
     lost_wish: 10,
+    dropped_unsaid: 63361,
 }
 """And the seed that found it when this was written: it is tried first."""
 
