@@ -35,7 +35,7 @@ from riverrun.actors.session import StageSession, StepJob
 from riverrun.actors.sessions import SessionTable
 from riverrun.cluster.admission import Need, Room
 from riverrun.cluster.fair import Used
-from riverrun.cluster.slack import SPEND, Ready, pick
+from riverrun.cluster.slack import PATIENCE_S, SPEND, Ready, pick
 from riverrun.graphs.stage import (
     AttachReply,
     BadRequest,
@@ -318,10 +318,9 @@ class StageWorker:
         return picked
 
     def _standing(self, name: str, job: StepJob, now: float) -> Ready:
-        """Nobody plays it yet: late from the moment it came."""
-        key = self.model.batch_key(job.session.state) if job.session.undoable else None
-        lead_s = (job.request.lead_s or 0.0) - (now - job.arrived)
-        return Ready(name, lead_s, name if key is None else ("shares", key), job.arrived, tenant=job.request.tenant)
+        request, key = job.request, self.model.batch_key(job.session.state) if job.session.undoable else None
+        lead_s = (PATIENCE_S if request.lead_s is None else request.lead_s) - (now - job.arrived)
+        return Ready(name, lead_s, name if key is None else ("shares", key), job.arrived, request.tenant)
 
     def _step(self, batch: list[StepJob]) -> None:
         began = self._clock()

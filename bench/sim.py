@@ -53,9 +53,7 @@ def grid(plan: Plan) -> Iterator[Result]:
 
 def heavy(plan: Plan) -> Iterator[Result]:
     world = World(PROFILES["h100"])
-    yield from Grid(
-        DAYS, (*BASELINES, *ABLATIONS, "ours-turns"), plan.sizes[0] * 2, plan.seeds, world, plan.seconds
-    ).play()
+    yield from Grid(DAYS, (*BASELINES, *ABLATIONS), plan.sizes[0] * 2, plan.seeds, world, plan.seconds).play()
 
 
 def ablation(plan: Plan) -> Iterator[Result]:
@@ -186,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == "ablation":
                 _show(gains(found))
             elif name != "pareto":
-                for mine in ("ours", "ours-scale", "ours-turns"):
+                for mine in ("ours", "ours-scale"):
                     if any(each.policy == mine for each in found):
                         _show(beside(found, mine))
     if "large" in options.only:

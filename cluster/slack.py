@@ -15,35 +15,35 @@ from riverrun.cluster.fair import Used
 SPEND = 0.5
 """Of the most urgent session's slack, what its step may take when others share it."""
 
-LEAST_SAVING = 0.1
+LEAST_SAVING = 0.05
 """Of each chunk's time: a step that would save less is not shared, since all would wait for each other and come back at
-once."""
+once. Well below what batching gives where it gives something: the noise of what was measured must not end it."""
 
-PLENTY_S = 4.0
-"""Who has more left than that goes after all others: it reads as fast as it can, and nobody watches it at 1x."""
+PLENTY_S = 6.0
+"""Who has more left than that goes after all others: it reads as fast as it can, and nobody watches it at 1x. More than
+a session keeps that waits for its viewer."""
+
+PATIENCE_S = 2.0
+"""What a viewer that has seen nothing yet counts as having left when its first step is asked for: a first picture is
+waited for more gladly than one that stands, but not without end."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A session whose next chunk can be made. lead_s: media made and not yet played. key: sessions with an equal one
-    may share a step. since: when it became ready. is_new: it has shown nothing yet, and counts as late. tenant: whose
-    it is."""
+    """A session whose next chunk can be made. lead_s: media made and not yet played; of one that has shown nothing yet
+    what is left of `PATIENCE_S`. key: sessions with an equal one may share a step. since: when it became ready. tenant:
+    whose it is."""
 
     id: str
     lead_s: float
     key: object
     since: float
-    is_new: bool = False
     tenant: str = ""
-
-    @property
-    def slack_s(self) -> float:
-        return min(self.lead_s, 0.0) if self.is_new else self.lead_s
 
     @property
     def is_late(self) -> bool:
         """Its viewer has nothing left to play."""
-        return self.slack_s <= 0
+        return self.lead_s <= 0
 
 
 def order(ready: Sequence[Ready]) -> list[Ready]:
@@ -54,7 +54,7 @@ def order(ready: Sequence[Ready]) -> list[Ready]:
     """
 
     def rank(each: Ready) -> tuple[bool, float, bool, float, str]:
-        return not each.is_late, min(each.slack_s, 0.0), each.slack_s > PLENTY_S, each.since, each.id
+        return not each.is_late, min(each.lead_s, 0.0), each.lead_s > PLENTY_S, each.since, each.id
 
     return sorted(ready, key=rank)
 
@@ -65,16 +65,18 @@ def pick(
     """A worker's next step: whose chunks are made in it. Empty where nobody is ready.
 
     used: what tenants have had of the worker. batch_ms: how long a step of n takes, as far as is known. most: the most
-    that may share one. While every viewer has something left it is for who has waited longest, and others go along as
-    long as it takes no more than the share `spend` of that one's slack. Under overload, where a viewer has nothing
-    left, not all can be served in time: it is the turn of the tenant that has had least, whether its session is late or
-    not; and all that are late share its step if they may and that saves time, since it makes most chunks.
+    that may share one. While every viewer has something left it is for who has waited longest. Others go along as long
+    as that takes no more than the share `spend` of that one's slack; and however long it takes, if it saves time, where
+    one after the other they would not all be made in time. Under overload, where a viewer has nothing left, it is the
+    turn of the tenant that has had least, whether its session is late or not; and all that are late share its step if
+    they may and that saves time, since it makes most chunks.
     """
     if len(ready) < 2:  # most steps of a service: nothing to be asked of what was measured
         return list(ready)
     first, *others = order(ready)
     if not any(each.is_late for each in ready):
-        return _shared(first, others, batch_ms, most, spend * first.slack_s * 1000)
+        in_time = all(each.lead_s * 1000 >= n * batch_ms(1) for n, each in enumerate((first, *others), 1))
+        return _shared(first, others, batch_ms, most, spend * first.lead_s * 1000 if in_time else math.inf)
     tenant = used.least({each.tenant for each in ready})
     turn = next(each for each in (first, *others) if each.tenant == tenant)
     late = [each for each in (first, *others) if each.is_late and each is not turn]

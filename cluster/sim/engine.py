@@ -20,7 +20,7 @@ from riverrun.cluster.sim.policies import Policy
 from riverrun.cluster.sim.score import Playout, Score, Tally
 from riverrun.cluster.sim.trace import Act, Event, Trace
 from riverrun.cluster.sim.truth import Profile, Truth
-from riverrun.cluster.slack import Ready
+from riverrun.cluster.slack import PATIENCE_S, Ready
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ class Run:
 
     def _ready(self, user: _User) -> Ready:
         assert user.ready_at is not None
-        return Ready(user.session.id, user.playout.lead(self.now), "", user.ready_at, user.is_new)
+        lead_s = PATIENCE_S - (self.now - user.queued_at) if user.is_new else user.playout.lead(self.now)
+        return Ready(user.session.id, lead_s, "", user.queued_at)
 
     def _made(self, machine: _Machine, members: list[tuple[_User, int]], took: float) -> None:
         for user, _ in members:

@@ -24,9 +24,6 @@ from riverrun.cluster.slack import Pace, Ready, pick, rest_s
 ROUNDS = 3.0
 """Of a full worker's steps: so much further ahead a session keeps, for it may wait as long for its own."""
 
-LEAST_LEAD_S = 1e-9
-"""Just not late: whose turn it is goes by waiting then."""
-
 PAPER_HOLD_S = 5.0
 """TurboServe's (peers.md §1.2)."""
 
@@ -184,13 +181,11 @@ class Slack(Paper):
     latencies learned as they are seen.
 
     guard_s: how far a session keeps ahead of its viewer beyond `ROUNDS` of the steps it waits for: long enough for a
-    recovery. newcomers_first: as in the service, a session that has shown nothing yet goes before those that play; else
-    it takes its turn.
+    recovery.
     """
 
     profile: Profile = field(default_factory=lambda: Profile("port"))
     guard_s: float = 2.0
-    newcomers_first: bool = True
     learns_s: float = 10.0
     _learned: float = 0.0
 
@@ -206,8 +201,6 @@ class Slack(Paper):
         return super().tick(now, floor, waiting)
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
-        if not self.newcomers_first:
-            ready = [replace(each, lead_s=LEAST_LEAD_S, is_new=False) if each.is_new else each for each in ready]
         return pick(ready, Used(), self._step_ms, self.places)
 
     def pause_s(self, lead_s: float, took_s: float) -> float:
@@ -237,7 +230,6 @@ POLICIES: Mapping[str, str] = {
     "ours": "least bottleneck, moves, scale, pace, steps by slack",
     "ours-moves": "ours without moves",
     "ours-scale": "ours on a fixed cluster",
-    "ours-turns": "ours on a fixed cluster, where who is new takes its turn",
 }
 
 
@@ -263,9 +255,6 @@ def policy(name: str, gpus: int, profile: Profile, spare: float = SPARE, full: f
         "ours": lambda: Slack(name, places, None, told, settings=ours, profile=profile),
         "ours-moves": lambda: Slack(name, places, None, told, settings=replace(ours, moves=False), profile=profile),
         "ours-scale": lambda: Slack(name, places, gpus, told, settings=replace(ours, scales=False), profile=profile),
-        "ours-turns": lambda: Slack(
-            name, places, gpus, told, settings=replace(ours, scales=False), profile=profile, newcomers_first=False
-        ),
     }
     if name not in makers:
         raise ValueError(f"policy is one of {', '.join(makers)}, got {name!r}")

@@ -11,6 +11,7 @@ from riverrun.actors import checkpoints
 from riverrun.actors.checkpoints import Checkpoints
 from riverrun.actors.sessions import NoRoom
 from riverrun.actors.stage import StageWorker
+from riverrun.cluster.slack import PATIENCE_S
 from riverrun.graphs.stage import (
     BadRequest,
     Epoch,
@@ -423,6 +424,25 @@ def test_a_late_session_is_held_up_by_part_of_its_slack(stepper, leads, batches)
     before = one.worker.health().steps
     _together(one, dict.fromkeys("abc", 6), dict(zip("abc", leads, strict=True)))
     assert one.worker.health().steps - before == batches
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(0.0, "cba"), (PATIENCE_S + 0.5, "acb")])
+def test_a_first_chunk_takes_its_turn_but_not_without_end(stepper, waited, expected):
+    """b came before it and has something left, c stands; who has had no picture for long goes before both."""
+    clock = FakeClock()
+    one = stepper(Timed(clock, each_ms=40), 8, clock=clock)
+    for name in "abc":
+        one.open(name, batch=False)
+    one.send("b", 0, lead_s=0.5 + waited)
+    clock.now += 0.01
+    one.send("a", 0)
+    clock.now += waited
+    one.send("c", 0, lead_s=0.0)
+    served = ""
+    while one.worker.run_once():
+        (made,) = (n for n in "abc" if n not in served and one.worker._table._sessions[n].next_seq)
+        served += made
+    assert served == expected
 
 
 def test_where_not_all_can_be_served_in_time_tenants_take_turns(stepper):

@@ -12,7 +12,7 @@ from riverrun.cluster.bottleneck import Floor, consolidate, rebalance
 from riverrun.cluster.fair import Used
 from riverrun.cluster.fleet import Move, Session, Worker
 from riverrun.cluster.latency import Formula, Learned, alone_ms, kept_up, move_ms
-from riverrun.cluster.slack import Pace, Ready, order, pick, rest_s
+from riverrun.cluster.slack import PATIENCE_S, Pace, Ready, order, pick, rest_s
 
 ALONE = alone_ms(9, 256, "480p")
 
@@ -244,14 +244,14 @@ def test_thresholds_with_a_band(active: int, workers: int, variation: float, sin
 # -- slack ---------------------------------------------------------------------------------------------------
 
 
-def ready(name: str, lead: float, since: float = 0.0, key: object = "k", is_new: bool = False) -> Ready:
-    return Ready(name, lead, key, since, is_new)
+def ready(name: str, lead: float, since: float = 0.0, key: object = "k") -> Ready:
+    return Ready(name, lead, key, since)
 
 
 def test_who_stands_first_then_who_has_waited_and_last_who_has_plenty() -> None:
-    waiting = [ready("plenty", 9.0), ready("b", 0.1, 2.0), ready("a", 3.0, 1.0), ready("new", 0.0, 9.0, is_new=True)]
+    waiting = [ready("plenty", 9.0), ready("b", 0.1, 2.0), ready("a", 5.0, 1.0), ready("new", PATIENCE_S, 9.0)]
     waiting += [ready("stands", -0.5, 5.0), ready("stands longer", -0.6, 7.0)]
-    assert [each.id for each in order(waiting)] == ["stands longer", "stands", "new", "a", "b", "plenty"]
+    assert [each.id for each in order(waiting)] == ["stands longer", "stands", "a", "b", "new", "plenty"]
 
 
 HAD = Used().after(0.0, ["greedy"], 500.0).after(0.0, ["modest"], 100.0)
@@ -265,7 +265,9 @@ HAD = Used().after(0.0, ["greedy"], 500.0).after(0.0, ["modest"], 100.0)
         ([(1.0, "x")] * 4, "abcd"),  # 197 ms of 500
         ([(0.3, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "abc"),  # 158 of 150 would be too long with a fourth
         ([(0.1, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "a"),  # 98 of 50
-        ([(5.0, "x"), (1.0, "x")], "ba"),  # plenty: after the other, with it
+        ([(0.1, "x"), (0.14, "x"), (1.0, "x")], "a"),  # the second one is in time after it: 130 ms
+        ([(0.1, "x"), (0.12, "x"), (1.0, "x")], "abc"),  # and is not: most chunks are made together
+        ([(7.0, "x"), (1.0, "x")], "ba"),  # plenty: after the other, with it
         ([(0.0, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "a"),  # late: alone
         ([(0.0, "x"), (0.5, "x"), (-2.0, "x"), (-1.0, "x")], "cda"),  # all that are late
         ([(0.0, "greedy"), (0.4, "modest"), (-2.0, "greedy")], "bca"),  # not late, but its tenant's turn
@@ -281,7 +283,7 @@ def test_whose_turn_it_is_and_who_shares_it(waiting: list[tuple[float, str]], ex
     assert "".join(one.id for one in chosen) == expected
 
 
-@pytest.mark.parametrize(("saves", "expected"), [(0.0, 1), (0.05, 1), (0.3, 4)])
+@pytest.mark.parametrize(("saves", "expected"), [(0.0, 1), (0.04, 1), (0.06, 4), (0.3, 4)])
 @pytest.mark.parametrize("lead", [0.0, 3.0])
 def test_a_step_is_shared_where_that_saves(saves: float, lead: float, expected: int) -> None:
     waiting = [ready(f"s{i}", lead) for i in range(4)]
