@@ -307,7 +307,9 @@ class Flow:
         if chunk.seq < ring.next_chunk:
             ring.again(chunk)
             return False
-        ring.put(replace(chunk, frames=min(chunk.frames, max(0, self._left(ring, chunk)))), release)
+        left = max(0, self._left(ring, chunk))
+        ring.is_cut |= left < chunk.frames
+        ring.put(replace(chunk, frames=min(chunk.frames, left)), release)
         return True
 
     def _left(self, ring: OutputRing, chunk: Chunk) -> int:

@@ -70,8 +70,8 @@ class OutputRing:
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
     consumers are attached. made: media time (ticks) that the chunks so far reach to. on_lost: a chunk can't be fetched,
     as who made it is gone; it waits until it comes again. resumed: others have run the session before, so its client
-    may be further on than this ring knows. frame_bytes: of one frame, 0 if not known. chunk_frames: of the
-    largest chunk but a flush."""
+    may be further on than this ring knows. is_cut: it has had its last frame, what is made beyond that is left out.
+    frame_bytes: of one frame, 0 if not known. chunk_frames: of the largest chunk but a flush."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class OutputRing:
         self._signal = signal
         self._on_lost = on_lost
         self.is_closed = False
-        self.resumed = False
+        self.resumed = self.is_cut = False
 
     def begin_at(self, chunk: int, frame: int, sent: int) -> None:
         """The ring of a session that others have run before: its first chunk and frame have these numbers, and its
@@ -256,7 +256,7 @@ class OutputRing:
     @property
     def is_behind(self) -> bool:
         """Whether frames that its client has had are still to be made again."""
-        return self.lossless and max(self.cursor, self.sent) > self.next_frame
+        return self.lossless and not self.is_cut and max(self.cursor, self.sent) > self.next_frame
 
     @property
     def drained(self) -> bool:
