@@ -377,6 +377,9 @@ class StageDriver:
         self.took_s.append(clock.now() - begun)
         if reply.seq != request.seq:
             raise Corrupt(f"answered step {reply.seq} when asked for {request.seq}")
+        asked = tuple(control.revision for control in request.controls)
+        if reply.given != asked:  # a request to an earlier life of the State came late, and has moved it on
+            raise UnknownSession(f"step {request.seq} was made with controls {reply.given} when asked for {asked}")
         return observer.answered(self.name, request, reply, self.took_s[-1])
 
     def _count_controls(self, request: StepRequest, reply: StepReply) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from riverrun.graphs.checkpoints import Cadence
 from riverrun.graphs.config import RunnerConfig
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
@@ -43,4 +45,34 @@ def test_a_control_that_comes_again_is_in_force_from_where_it_was(w, clock, run)
         assert len(logged) == 1
         await runner.close("over")
 
+    run(body())
+
+
+def test_a_step_that_a_late_request_made_without_its_control_is_made_again(w, clock, run, monkeypatch):
+    """The late one was of an earlier life of the State, from before the control."""
+    steps = w.Handle.step
+
+    async def step(self, request):
+        if request.controls and not late:
+            late.append(request.seq)
+            await steps(self, replace(request, controls=()))
+        return await steps(self, request)
+
+    async def body():
+        world = w.World(clock)
+        monkeypatch.setattr(w.Handle, "step", step)
+        runner = await world.open(SOURCE, CONFIG, params=PARAMS)
+        told: list[Receipt] = []
+        runner._flow.desk._tell = told.append
+        client = w.Client()
+        await client.read(runner, 2 * CHUNK)
+        await runner.control(Control(1, "prompt", "p1"))
+        await client.read(runner, 8 * CHUNK)
+        assert client.numbers == list(range(8 * CHUNK))
+        applied = next(receipt for receipt in told if receipt.stage is ReceiptStage.APPLIED)
+        assert late == [applied.chunk]
+        assert [frame.revision for frame in client.frames] == [int(n >= applied.frame) for n in client.numbers]
+        await runner.close("over")
+
+    late: list[int] = []
     run(body())

@@ -168,6 +168,7 @@ class FakeStage:
             rejected,
             held_bytes=8,
             compute_ms=self.compute_ms,
+            given=tuple(control.revision for control in request.controls),
         )
 
     def _ready(self, state: FakeState) -> bool:

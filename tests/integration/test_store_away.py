@@ -35,9 +35,9 @@ class Counting:
 
     async def step(self, request: StepRequest) -> StepReply:
         data = np.full((1, 2, 2, 3), request.seq % 256, np.uint8)
-        return StepReply(
-            request.seq, (Chunk("frames", data, request.seq * 5625, 5625, 1, seq=request.seq),), ready=True
-        )
+        chunk = Chunk("frames", data, request.seq * 5625, 5625, 1, seq=request.seq)
+        given = tuple(control.revision for control in request.controls)
+        return StepReply(request.seq, (chunk,), ready=True, given=given)
 
     async def attach(self, session: str, epoch: Epoch) -> AttachReply:
         raise UnknownSession(f"no session {session} here")
