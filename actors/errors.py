@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -118,8 +119,8 @@ async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn
     trailers = (("grpc-status-details-bin", rich.SerializeToString()),)
     try:
         await context.abort(meaning(error).code, rich.message, trailers)
-    except grpc.aio.InternalError:  # the client has left, so there is nobody to tell
-        raise grpc.aio.AbortError from None
+    except grpc.aio.InternalError:
+        raise _left() from None
     raise AssertionError("abort does not return")
 
 
@@ -130,8 +131,8 @@ async def mapped(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         yield
     except grpc.aio.AbortError:
         raise
-    except grpc.aio.InternalError:  # of a write: the client has left, so there is nobody to tell
-        raise grpc.aio.AbortError from None
+    except grpc.aio.InternalError:  # of a write
+        raise _left() from None
     except Exception as error:  # noqa: BLE001 - the edge: every exception becomes a status here
         await abort(context, _first(error))
 
@@ -147,6 +148,12 @@ def unary(
             return await method(self, request, context)
 
     return call
+
+
+def _left() -> asyncio.CancelledError:
+    """The client has left, so there is nobody to tell: grpc takes this as the end of such a call, and logs an AbortError
+    that its own `abort` did not raise."""
+    return asyncio.CancelledError("the client has left")
 
 
 def _first(error: Exception) -> Exception:
