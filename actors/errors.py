@@ -151,8 +151,8 @@ def unary(
 
 
 def _left() -> asyncio.CancelledError:
-    """The client has left, so there is nobody to tell: grpc takes this as the end of such a call, and logs an AbortError
-    that its own `abort` did not raise."""
+    """The client has left, so there is nobody to tell: grpc takes this as the end of such a call, and would log an
+    AbortError that its own `abort` did not raise."""
     return asyncio.CancelledError("the client has left")
 
 
