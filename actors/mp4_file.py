@@ -15,7 +15,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0"}  # no B-frames: packets leave in order, so parts can be joined
+OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "threads": "1", "mbtree": "0"}
+"""No B-frames: packets leave in order, so parts can be joined. The rest is for equal bytes: x264's depend on its number of
+threads (more are no quicker here), and with its lookahead for rates now and then differ where AVX-512 is."""
+
 MOST_FRAMES, LEAST_FRAMES = 24, 4
 PART_BYTES = 64 << 20
 """Of a part's frames before they are encoded: whoever made them keeps them until the part is whole."""

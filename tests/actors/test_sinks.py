@@ -1,5 +1,7 @@
 """Files of a job that several writers make, one after the other: they are those of a single one."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import av
 import numpy as np
 import pytest
@@ -47,6 +49,18 @@ def test_another_goes_on_after_what_is_on_disk(tmp_path, make, at):
     write(next_one, next_one.durable, 60).close(whole=True)
     lost.leave()
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_films_that_are_written_side_by_side_are_those_of_one_that_is_written_alone(tmp_path):
+    def film(number):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(mp4(folder), 0, 60).close(whole=True)
+        return files(folder)
+
+    alone = film(0)
+    with ThreadPoolExecutor(8) as threads:
+        assert all(other == alone for other in threads.map(film, range(1, 49)))
 
 
 def test_the_joined_film_has_every_frame_once_at_its_time(tmp_path):
