@@ -16,8 +16,8 @@ import av
 import numpy as np
 
 OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "threads": "1", "mbtree": "0"}
-"""No B-frames: packets leave in order, so parts can be joined. The rest is for equal bytes: x264's depend on its number of
-threads (more are no quicker here), and with its lookahead for rates now and then differ where AVX-512 is."""
+"""No B-frames: packets leave in order, so parts can be joined. The rest is for equal bytes: x264's depend on its number
+of threads (more are no quicker here), and with its macroblock tree now and then differ where AVX-512 is."""
 
 MOST_FRAMES, LEAST_FRAMES = 24, 4
 PART_BYTES = 64 << 20
