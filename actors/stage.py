@@ -310,7 +310,7 @@ class StageWorker:
     def _pick(self) -> list[StepJob]:
         """Who makes the next step: see `cluster/slack.py:pick`."""
         jobs = {job.session.request.session: job for job in self._ready if not self._table.dropped(job)}
-        now, most = self._clock(), self._table.room.batch or len(jobs)
+        now, most = self._clock(), self._table.room.batch or self._table.room.places
         ready = [self._standing(name, job, now) for name, job in jobs.items()]
         chosen = pick(ready, self._used, self._measures.step_ms, most, self._slack_share)
         picked = [jobs.pop(each.id) for each in chosen]
@@ -319,8 +319,8 @@ class StageWorker:
 
     def _standing(self, name: str, job: StepJob, now: float) -> Ready:
         request, key = job.request, self.model.batch_key(job.session.state) if job.session.undoable else None
-        lead_s = (PATIENCE_S if request.lead_s is None else request.lead_s) - (now - job.arrived)
-        return Ready(name, lead_s, name if key is None else ("shares", key), job.arrived, request.tenant)
+        waited_s, lead_s = now - job.arrived, PATIENCE_S if request.lead_s is None else request.lead_s
+        return Ready(name, lead_s - waited_s, name if key is None else ("shares", key), waited_s, request.tenant)
 
     def _step(self, batch: list[StepJob]) -> None:
         began = self._clock()

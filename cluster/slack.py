@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from riverrun.cluster.fair import Used
 
-SPEND = 0.5
+SPEND = 0.75
 """Of the most urgent session's slack, what its step may take when others share it."""
+
+LONGEST = 1.5
+"""Of a step of the most that may share one: a chunk that would take longer, its wait included, is made by fewer."""
 
 LEAST_SAVING = 0.05
 """Of each chunk's time: a step that would save less is not shared, since all would wait for each other and come back at
@@ -31,13 +34,13 @@ waited for more gladly than one that stands, but not without end."""
 @dataclass(frozen=True)
 class Ready:
     """A session whose next chunk can be made. lead_s: media made and not yet played; of one that has shown nothing yet
-    what is left of `PATIENCE_S`. key: sessions with an equal one may share a step. since: when it became ready. tenant:
-    whose it is."""
+    what is left of `PATIENCE_S`. key: sessions with an equal one may share a step. waited_s: since it became ready.
+    tenant: whose it is."""
 
     id: str
     lead_s: float
     key: object
-    since: float
+    waited_s: float
     tenant: str = ""
 
     @property
@@ -54,7 +57,7 @@ def order(ready: Sequence[Ready]) -> list[Ready]:
     """
 
     def rank(each: Ready) -> tuple[bool, float, bool, float, str]:
-        return not each.is_late, min(each.lead_s, 0.0), each.lead_s > PLENTY_S, each.since, each.id
+        return not each.is_late, min(each.lead_s, 0.0), each.lead_s > PLENTY_S, -each.waited_s, each.id
 
     return sorted(ready, key=rank)
 
@@ -64,19 +67,22 @@ def pick(
 ) -> list[Ready]:
     """A worker's next step: whose chunks are made in it. Empty where nobody is ready.
 
-    used: what tenants have had of the worker. batch_ms: how long a step of n takes, as far as is known. most: the most
-    that may share one. While every viewer has something left it is for who has waited longest. Others go along as long
-    as that takes no more than the share `spend` of that one's slack; and however long it takes, if it saves time, where
-    one after the other they would not all be made in time. Under overload, where a viewer has nothing left, it is the
-    turn of the tenant that has had least, whether its session is late or not; and all that are late share its step if
-    they may and that saves time, since it makes most chunks.
+    used: what tenants have had of the worker. batch_ms: how long a step of n takes, as far as is known; 0 for not at
+    all. most: the most that may share one. While every viewer has something left it is for who has waited longest.
+    Others go along as long as that takes no more than the share `spend` of that one's slack; and, where one after the
+    other they would not all be made in time, if it saves time. Its own chunk takes no longer than `LONGEST` by them.
+    Under overload, where a viewer has nothing left, it is the turn of the tenant that has had least, whether its
+    session is late or not; and all that are late share its step if they may and that saves time, since it makes most
+    chunks.
     """
     if len(ready) < 2:  # most steps of a service: nothing to be asked of what was measured
         return list(ready)
     first, *others = order(ready)
     if not any(each.is_late for each in ready):
         in_time = all(each.lead_s * 1000 >= n * batch_ms(1) for n, each in enumerate((first, *others), 1))
-        return _shared(first, others, batch_ms, most, spend * first.lead_s * 1000 if in_time else math.inf)
+        slack_ms = spend * first.lead_s * 1000 if in_time else math.inf
+        longest_ms = LONGEST * (batch_ms(most) or math.inf) - first.waited_s * 1000
+        return _shared(first, others, batch_ms, most, min(slack_ms, longest_ms))
     tenant = used.least({each.tenant for each in ready})
     turn = next(each for each in (first, *others) if each.tenant == tenant)
     late = [each for each in (first, *others) if each.is_late and each is not turn]

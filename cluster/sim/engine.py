@@ -208,8 +208,9 @@ class Run:
 
     def _ready(self, user: _User) -> Ready:
         assert user.ready_at is not None
-        lead_s = PATIENCE_S - (self.now - user.queued_at) if user.is_new else user.playout.lead(self.now)
-        return Ready(user.session.id, lead_s, "", user.queued_at)
+        waited_s = self.now - user.queued_at
+        lead_s = PATIENCE_S - waited_s if user.is_new else user.playout.lead(self.now)
+        return Ready(user.session.id, lead_s, "", waited_s)
 
     def _made(self, machine: _Machine, members: list[tuple[_User, int]], took: float) -> None:
         for user, _ in members:

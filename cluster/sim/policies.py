@@ -60,7 +60,7 @@ class Policy:
 
     def batch(self, ready: Sequence[Ready], alone_ms: float) -> list[Ready]:
         """Of one worker; never empty."""
-        return [min(ready, key=lambda each: (each.since, each.id))]
+        return [min(ready, key=lambda each: (-each.waited_s, each.id))]
 
     def pause_s(self, lead_s: float, took_s: float) -> float:
         """For how long a session asks for nothing that was given a chunk so long after it had come to its worker."""

@@ -406,7 +406,10 @@ def test_the_viewer_with_least_left_is_served_first(stepper):
     ("leads", "batches"),
     [
         ((None, None, None), 1),  # nobody plays yet: all that can
-        ((0.1, 5.0, 5.0), 2),  # a step of two would take longer than half of 0.1 s; the two others bear each other
+        (
+            (0.07, 5.0, 5.0),
+            2,
+        ),  # a step of two would take longer than its share of 0.07 s; the two others bear each other
         ((5.0, 5.0, 5.0), 1),
         ((0.0, 5.0, 5.0), 2),  # the one that is late goes alone
         ((0.0, 0.0, 0.0), 1),  # all are late: together most is made

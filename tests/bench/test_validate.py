@@ -71,8 +71,8 @@ def test_four_on_an_actor_are_more_than_it_keeps_up_with() -> None:
 def test_steps_are_shared_as_actors_share_them() -> None:
     """By what steps were seen to take: three of two, which took hardly less than two alone."""
     policy = AsServed("as served", 4, 1, Formula())
-    ready = [Ready(f"s{n}", 1.0, "", float(n)) for n in range(3)]
-    late = Ready("late", 0.0, "", 9.0)
+    ready = [Ready(f"s{n}", 1.0, "", 0.0) for n in range(3)]
+    late = Ready("late", 0.0, "", 0.0)
     for _ in range(3):  # fewer steps say nothing of how long one takes
         policy.saw(60.0, 1, 60.0)
     assert [len(policy.batch(ready, 60.0)), len(policy.batch([*ready, late], 60.0))] == [3, 1]

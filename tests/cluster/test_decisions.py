@@ -244,13 +244,13 @@ def test_thresholds_with_a_band(active: int, workers: int, variation: float, sin
 # -- slack ---------------------------------------------------------------------------------------------------
 
 
-def ready(name: str, lead: float, since: float = 0.0, key: object = "k") -> Ready:
-    return Ready(name, lead, key, since)
+def ready(name: str, lead: float, waited: float = 0.0, key: object = "k") -> Ready:
+    return Ready(name, lead, key, waited)
 
 
 def test_who_stands_first_then_who_has_waited_and_last_who_has_plenty() -> None:
-    waiting = [ready("plenty", 9.0), ready("b", 0.1, 2.0), ready("a", 5.0, 1.0), ready("new", PATIENCE_S, 9.0)]
-    waiting += [ready("stands", -0.5, 5.0), ready("stands longer", -0.6, 7.0)]
+    waiting = [ready("plenty", 9.0, 9.0), ready("b", 0.1, 0.2), ready("a", 5.0, 0.3), ready("new", PATIENCE_S, 0.1)]
+    waiting += [ready("stands", -0.5, 0.8), ready("stands longer", -0.6, 0.7)]
     assert [each.id for each in order(waiting)] == ["stands longer", "stands", "a", "b", "new", "plenty"]
 
 
@@ -262,9 +262,9 @@ HAD = Used().after(0.0, ["greedy"], 500.0).after(0.0, ["modest"], 100.0)
     [
         ([], ""),
         ([(0.2, "x")], "a"),
-        ([(1.0, "x")] * 4, "abcd"),  # 197 ms of 500
-        ([(0.3, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "abc"),  # 158 of 150 would be too long with a fourth
-        ([(0.1, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "a"),  # 98 of 50
+        ([(1.0, "x")] * 4, "abcd"),  # 164 ms of 750
+        ([(0.2, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "abc"),  # 164 of 150 would be too long with a fourth
+        ([(0.1, "x"), (1.0, "x"), (1.0, "x"), (1.0, "x")], "a"),  # 98 of 75
         ([(0.1, "x"), (0.14, "x"), (1.0, "x")], "a"),  # the second one is in time after it: 130 ms
         ([(0.1, "x"), (0.12, "x"), (1.0, "x")], "abc"),  # and is not: most chunks are made together
         ([(7.0, "x"), (1.0, "x")], "ba"),  # plenty: after the other, with it
@@ -276,9 +276,7 @@ HAD = Used().after(0.0, ["greedy"], 500.0).after(0.0, ["modest"], 100.0)
     ],
 )
 def test_whose_turn_it_is_and_who_shares_it(waiting: list[tuple[float, str]], expected: str) -> None:
-    each = [
-        Ready(name, lead, "k", i, tenant=t) for i, (name, (lead, t)) in enumerate(zip("abcd", waiting, strict=False))
-    ]
+    each = [Ready(name, *one) for name, one in zip("abcd", [(lead, "k", 0.0, t) for lead, t in waiting], strict=False)]
     chosen = pick(each, HAD, lambda n: 65.0 + 33 * (n - 1), 8)
     assert "".join(one.id for one in chosen) == expected
 
@@ -288,6 +286,15 @@ def test_whose_turn_it_is_and_who_shares_it(waiting: list[tuple[float, str]], ex
 def test_a_step_is_shared_where_that_saves(saves: float, lead: float, expected: int) -> None:
     waiting = [ready(f"s{i}", lead) for i in range(4)]
     assert len(pick(waiting, Used(), lambda n: 100 * n * (1 - saves * (n > 1)), 8)) == expected
+
+
+@pytest.mark.parametrize(("waited", "expected"), [(0.0, 3), (0.08, 3), (0.09, 2), (0.11, 2), (0.12, 1), (0.5, 1)])
+@pytest.mark.parametrize("leads", [(2.0, 2.0), (2.0, 0.1)])  # all would be in time one after the other, and not
+def test_who_has_waited_long_is_not_held_up_further(waited: float, expected: int, leads: tuple[float, float]) -> None:
+    """Steps of two and of three take 133 and 166 ms; a chunk 249 at most, as far as others are the cause."""
+    first, other = leads
+    waiting = [ready("a", first, waited), ready("b", other), ready("c", other)]
+    assert len(pick(waiting, Used(), lambda n: 100 + 33.0 * (n - 1), 3)) == expected
 
 
 def test_only_what_may_share_a_step_does() -> None:
