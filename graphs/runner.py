@@ -444,6 +444,8 @@ class Runner:
         if ending.is_internal:
             log.error("session %s: internal error", self.record.id, exc_info=ending.fault, extra=self.record.about)
         self._to(ending.state, ending.reason)
+        if not ending.is_handed_over:  # for who asks while stages are closed
+            self._keeper.record = replace(self.record, state=self._state, reason=self._reason)
         if self._flow:
             self._observer.ended(ending.state.value)
             self._flow.audience.end(ending.event)

@@ -11,6 +11,7 @@ from riverrun.actors.host import SessionHost, SessionWish
 from riverrun.configs import ServiceConfig
 from riverrun.graphs import keeper
 from riverrun.graphs.graph import Endpoint, Graph, StageSpec
+from riverrun.graphs.runner import SessionEnded
 from riverrun.graphs.stage import OpenReply, StepReply
 from riverrun.graphs.waiting import SystemClock
 from riverrun.models.base import Description, Kind, Port, Unavailable
@@ -90,6 +91,27 @@ def test_an_end_is_told_to_the_store_when_it_is_back():
                 await asyncio.sleep(0.001)
         assert (stored.state, stored.reason) == (SessionState.CLOSED, "enough")
         assert await host.elsewhere.shown([stored]) == [stored]
+
+    asyncio.run(body())
+
+
+def test_who_comes_while_stages_are_closed_hears_how_it_ended(monkeypatch):
+    async def body():
+        closing, may_end = asyncio.Event(), asyncio.Event()
+
+        async def close(self, session, epoch, life=None):
+            closing.set()
+            await may_end.wait()
+
+        monkeypatch.setattr(Idle, "close", close)
+        host = host_on(MemoryStore())
+        session = (await host.create(SessionWish("g", {}))).runner.record.id
+        ending = asyncio.create_task(host.close(session, "enough"))
+        await closing.wait()
+        with pytest.raises(SessionEnded, match=f"session {session} is closed: enough"):
+            await host.live(session)
+        may_end.set()
+        await ending
 
     asyncio.run(body())
 
