@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import grpc
 import psutil
@@ -44,12 +46,20 @@ def log(tmp_path):
 
 
 @pytest.fixture
-def served(log):
+def temporary():
+    """Where the service puts what goes with it. What is killed can't clear it; a socket's path must be short."""
+    with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def served(log, temporary):
     """(process, its descendants, a stream that has had its first frames, stubs)."""
-    without = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS")}
+    env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS", "RAY_TMPDIR")}
+    env["TMPDIR"] = str(temporary)
     with log.open("w") as errors:
         command = [sys.executable, "-c", SERVE]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=without)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
     address = process.stdout.readline().strip()
     with grpc.insecure_channel(address) as channel:
         stubs = Stubs(channel)
@@ -78,8 +88,9 @@ def is_there(one: psutil.Process) -> bool:
         return False
 
 
-def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served, code):
+def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served, temporary, code):
     process, family, stream, stubs = served
+    assert list(temporary.glob("riverrun-*"))
     process.send_signal(signal.SIGTERM)
     away = stream.until("go_away")
     assert away.reason == "the service got SIGTERM"
@@ -92,6 +103,7 @@ def test_sigterm_tells_the_client_ends_the_session_and_leaves_nothing(served, co
     assert stream.rest() == []
     assert process.wait(DEADLINE_S) == 0
     assert eventually(lambda: all_gone(family))
+    assert not list(temporary.glob("riverrun-*"))
 
 
 def test_a_second_signal_waits_for_no_client(served):
