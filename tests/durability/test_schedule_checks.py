@@ -141,12 +141,19 @@ def no_rewind(patch: Any) -> None:
 
 
 def no_fence(patch: Any) -> None:
-    """A State is stepped by a runner that another one has taken over from."""
+    """A State is stepped by a runner that another one has taken over from, and does not say that its controls were not
+    in that step: else they are missed."""
+    due = StageSession.due
 
     def newest(self: StageSession, epoch: Epoch) -> None:
         self.epoch = max(self.epoch, epoch, key=lambda each: each.number)
 
+    def unsaid(self: StageSession, request: Any) -> Any:
+        kept = due(self, request)
+        return kept and replace(kept, given=tuple(control.revision for control in request.controls))
+
     patch.setattr(StageSession, "fence", newest)
+    patch.setattr(StageSession, "due", unsaid)
 
 
 def lost_wish(patch: Any) -> None:
