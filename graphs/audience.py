@@ -11,6 +11,7 @@ from riverrun.graphs.pacing import Playhead
 from riverrun.graphs.ring import OutputRing
 from riverrun.graphs.waiting import Clock, Signal
 from riverrun.models.base import BadRequest, Corrupt
+from riverrun.store.records import PortMark
 
 
 class Audience:
@@ -55,6 +56,11 @@ class Audience:
     def drained(self) -> bool:
         """Whether the controller has been given all there is."""
         return all(ring.drained for ring in self.rings.values())
+
+    def noted(self, ports: Mapping[str, PortMark]) -> None:
+        """The store has a record with these marks."""
+        for name, mark in ports.items():
+            self.rings[name].noted(mark.chunks)
 
     def attach(self, spec: ConsumerSpec) -> Consumer:
         """See `Runner.attach`. Nothing has changed if it raises."""

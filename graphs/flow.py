@@ -307,9 +307,10 @@ class Flow:
         if chunk.seq < ring.next_chunk:
             ring.again(chunk)
             return False
-        left = max(0, self._left(ring, chunk))
-        ring.is_cut |= left < chunk.frames
-        ring.put(replace(chunk, frames=min(chunk.frames, left)), release)
+        if (left := max(0, self._left(ring, chunk))) < chunk.frames:
+            ring.cut(chunk, left, release)
+        else:
+            ring.put(chunk, release)
         return True
 
     def _left(self, ring: OutputRing, chunk: Chunk) -> int:

@@ -70,7 +70,8 @@ class OutputRing:
     frame that goes to the controller next; a reconnect may set it back. sent: how far it ever came. readers: how many
     consumers are attached. made: media time (ticks) that the chunks so far reach to. on_lost: a chunk can't be fetched,
     as who made it is gone; it waits until it comes again. resumed: others have run the session before, so its client
-    may be further on than this ring knows. is_cut: it has had its last frame, what is made beyond that is left out.
+    may be further on than this ring knows. is_cut: it has had its last frame, what is made beyond that is left out; a
+    chunk that is cut is let go once the record says so (`noted`), or whoever takes over would take its frames for lost.
     frame_bytes: of one frame, 0 if not known. chunk_frames: of the largest chunk but a flush."""
 
     def __init__(
@@ -103,6 +104,8 @@ class OutputRing:
         self._on_lost = on_lost
         self.is_closed = False
         self.resumed = self.is_cut = False
+        self._noted = 0
+        self._unnoted: dict[int, Callable[[], None]] = {}  # by chunk, what to call once it is noted
 
     def begin_at(self, chunk: int, frame: int, sent: int) -> None:
         """The ring of a session that others have run before: its first chunk and frame have these numbers, and its
@@ -124,7 +127,7 @@ class OutputRing:
     @property
     def held(self) -> int:
         """Chunks that may have to be made again."""
-        return sum(not slot.is_free for slot in self._slots)
+        return sum(not slot.is_free for slot in self._slots) + len(self._unnoted)
 
     def has_room(self) -> bool:
         """Whether another step may be started: less than one chunk lies here that was not sent yet."""
@@ -152,6 +155,24 @@ class OutputRing:
         if self.readers:
             self.load(slot)
         self._trim()
+
+    def cut(self, chunk: Chunk, frames: int, release: Callable[[], None]) -> None:
+        """As `put`, of the first `frames` frames alone; the output ends there."""
+        self.is_cut = True
+
+        def let_go() -> None:
+            if chunk.seq < self._noted:
+                release()
+            else:
+                self._unnoted[chunk.seq] = release
+
+        self.put(replace(chunk, frames=frames), let_go)
+
+    def noted(self, chunks: int) -> None:
+        """The store has a record that says how many frames there are of so many chunks."""
+        self._noted = chunks
+        for seq in [seq for seq in self._unnoted if seq < chunks]:
+            self._unnoted.pop(seq)()
 
     def find(self, number: int) -> Slot | None:
         """The chunk that holds frame `number`, if it is here."""

@@ -515,6 +515,8 @@ class Runner:
     async def _commit(self) -> None:
         marks = self._flow.marks() if self._flow else {}
         await self._keeper.commit(state=self._state, reason=self._reason, **marks)
+        if self._flow and marks and not self._keeper.is_away:
+            self._flow.audience.noted(marks["ports"])
 
 
 async def _catch_up(keeper: RecordKeeper, blobs: Blobs | None) -> None:

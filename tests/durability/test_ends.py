@@ -24,6 +24,7 @@ TICKS = TICKS_PER_SECOND // 16
 FRAMES = 11
 SLOWER = SIZE | {"takes": 6, "chunk_frames": 3}
 CONFIG = RunnerConfig(edge_chunks=64, cadence=Cadence(chunks=1))
+UNSAVED = RunnerConfig(edge_chunks=64, cadence=Cadence(chunks=10_000, seconds=1e9))
 
 
 def _edge(source: str, target: str) -> Edge:
@@ -36,6 +37,9 @@ def _stages(names: str) -> tuple[StageSpec, ...]:
 
 RAW = Graph(
     "chain", _stages("ab"), {"frames": Endpoint("b", "frames"), "raw": Endpoint("a", "frames")}, (_edge("a", "b"),)
+)
+LATE = Graph(
+    "chain", _stages("ab"), {"frames": Endpoint("a", "frames"), "late": Endpoint("b", "frames")}, (_edge("a", "b"),)
 )
 SIDE = Graph(
     "branches",
@@ -120,6 +124,28 @@ def test_an_output_that_was_cut_off_does_not_go_on_after_a_take_over(w, clock, r
             *(("frames", n, 2 * n * TICKS) for n in (9, 10)),
             *(("raw", n, n * TICKS) for n in range(had, FRAMES)),
         ]
+        assert (await runner.ended()).state is SessionState.CLOSED
+
+    run(body())
+
+
+def test_what_was_cut_off_is_not_taken_for_lost_where_the_record_is_of_before(w, clock, run):
+    """The gateway dies when `b` has made frames beyond the end, and no record was written since it came there."""
+
+    async def body():
+        world = w.World(clock)
+        params = {"a": SIZE | {"chunk_frames": 12}, "b": SIZE | {"takes": 1, "chunk_frames": 1}}
+        runner = await world.open(LATE, UNSAVED, params=params, max_frames=5)
+        client = w.Client("late")
+        await client.read(runner, 5)
+        while runner._flow.drivers["b"].next_seq < 9:
+            await asyncio.sleep(0)
+        stored = await world.store.get("s1")
+        assert stored.ports["late"].chunks < 5
+        await world.crash(runner)
+        runner = await world.take_over(LATE, UNSAVED, {"late": 5})
+        await client.read(runner)
+        assert client.numbers == list(range(5))
         assert (await runner.ended()).state is SessionState.CLOSED
 
     run(body())
