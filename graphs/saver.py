@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from riverrun.graphs.checkpoints import COPIES, Cadence, CheckpointBook
@@ -13,7 +14,7 @@ from riverrun.graphs.driver import StageDriver
 from riverrun.graphs.edge import EdgeQueue
 from riverrun.graphs.keeper import RecordKeeper
 from riverrun.graphs.opening import answer
-from riverrun.graphs.stage import Epoch, SaveOrder, StageGone, StaleEpoch, UnknownSession
+from riverrun.graphs.stage import Epoch, SaveOrder, StageGone, StageHandle, StaleEpoch, UnknownSession
 from riverrun.graphs.waiting import Clock
 from riverrun.models.base import Corrupt, Unavailable
 from riverrun.store.checkpoints import Manifest
@@ -98,9 +99,11 @@ class Saver:
         """Step `seq` was made; its checkpoint is noted when it is durable."""
         mine = self.stages[driver.name]
         mine.seq, mine.at, mine.is_writing = seq, self.clock.now(), True
-        work = driver.handle.saved(self.keeper.record.id, self.epoch, seq)
-        what = f"a checkpoint of stage {driver.name!r}"
-        self.spawn(self._settle(driver, answer(self.clock, SAVED_S, work, what)))
+        self.spawn(self._settle(driver, partial(self._saved, driver.handle, driver.name, seq)))
+
+    async def _saved(self, handle: StageHandle, stage: str, seq: int) -> Manifest:
+        work = handle.saved(self.keeper.record.id, self.epoch, seq)
+        return await answer(self.clock, SAVED_S, work, f"a checkpoint of stage {stage!r}")
 
     async def save_all(self, **changes: Any) -> None:
         """A checkpoint of every stage, all between two steps. changes: as in `order`. Raises what a stage raised."""
@@ -138,7 +141,7 @@ class Saver:
                 continue
             mine = self.stages[driver.name]
             mine.at, mine.is_writing = self.clock.now(), True
-            await self._settle(driver, self._save(driver, self.order()))
+            await self._settle(driver, partial(self._save, driver, self.order()))
             if mine.is_failing:
                 await self.clock.sleep(RETRY_S)
 
@@ -172,10 +175,11 @@ class Saver:
         briefs = tuple(m.brief() for mine in self.stages.values() for m in mine.book.manifests)
         return {"manifests": briefs, "dropped": tuple(self.dropped)}
 
-    async def _settle(self, driver: StageDriver, work: Coroutine[Any, Any, Manifest]) -> None:
+    async def _settle(self, driver: StageDriver, save: Callable[[], Awaitable[Manifest]]) -> None:
+        """save: what gives the checkpoint; begun here, as this may be called off before it has begun."""
         mine = self.stages[driver.name]
         try:
-            manifest = await work
+            manifest = await save()
         except (StageGone, UnknownSession):
             return  # its driver finds out
         except StaleEpoch:

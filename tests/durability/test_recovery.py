@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -329,3 +330,25 @@ def test_a_stage_that_is_idle_whenever_its_actor_dies_has_not_failed(w, clock, r
         await runner.close("over")
 
     run(body())
+
+
+def test_a_checkpoint_that_is_called_off_before_it_began_leaves_nothing(w, clock, run, recwarn):
+    async def body():
+        world = w.World(clock)
+        runner = await world.open(SOURCE, CONFIG, params=PARAMS["source"], max_frames=FRAMES)
+        called_off = []
+
+        def spawn(work):
+            called_off.append(asyncio.create_task(work))
+            called_off[-1].cancel()
+
+        runner._flow.saver.spawn = spawn
+        await w.Client().read(runner)
+        await runner.ended()
+        await asyncio.gather(*called_off, return_exceptions=True)
+        assert called_off
+        called_off.clear()
+
+    run(body())
+    gc.collect()
+    assert not [str(each.message) for each in recwarn if "never awaited" in str(each.message)]
