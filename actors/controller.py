@@ -26,6 +26,7 @@ from ray.exceptions import ActorAlreadyExistsError
 from riverrun.actors.decisions import Decision, Decisions
 from riverrun.actors.encoder import start_encoder
 from riverrun.actors.health import Resident, StageHealth
+from riverrun.actors.journal import Journal
 from riverrun.actors.loading import NAMESPACE as ACTORS
 from riverrun.actors.loading import carried
 from riverrun.actors.logs import set_up
@@ -77,7 +78,9 @@ class Controller:
     def __init__(self, catalogue: Catalogue, step_timeout_s: float, is_shared: bool) -> None:
         set_up(catalogue.setup.telemetry.log)
         self._catalogue = catalogue
-        self._decisions = Decisions()
+        name = NAME if is_shared else ray.get_runtime_context().get_actor_id()
+        self._journal = Journal(name)
+        self._decisions, learned = Decisions(self._journal.decisions(time.time())), self._journal.learned()
         starts = {"encoder": partial(start_encoder, catalogue.setup)}
         stage = partial(start_stage, catalogue.setup)
         self._pools = {
@@ -85,9 +88,13 @@ class Controller:
             for m in catalogue.models.values()
         }
         pools = self._pools.items()
-        self._planners = {n: Planner(p, self._decisions) for n, p in pools if p.config.stage != "encoder"}
+        self._planners = {
+            n: Planner(p, self._decisions, learned=learned.get(_digest(p.config, catalogue.setup)))
+            for n, p in pools
+            if p.config.stage != "encoder"
+        }
         self._step_timeout_s = step_timeout_s
-        self._notebook = Notebook(NAME if is_shared else ray.get_runtime_context().get_actor_id())
+        self._notebook = Notebook(name)
         self._life = uuid.uuid4().hex
         self._notebook.claim(self._life)
         self._notes = self._notebook.read()
@@ -278,6 +285,7 @@ class Controller:
             for name, pool in self._pools.items():
                 self._try(f"looking after model {name}", partial(self._look, pool))
             self._try("keeping notes", self._keep_notes)
+            self._try("keeping the journal", self._keep_journal)
             if self._is_shared:
                 self._try("looking for actors that are nobody's", self._end_strays)
             self._try("asking for nodes", self._ask_for_nodes)
@@ -316,6 +324,12 @@ class Controller:
             cordons = {key: until for key, until in cordons.items() if key in there}
         if (cordons, leaving) != (self._notes.cordons, self._notes.leaving):
             self._note(cordons=cordons, leaving=leaving)
+
+    def _keep_journal(self) -> None:
+        """What was learned is of a model as it is configured: another's steps take another time."""
+        planners = self._planners.values()
+        learned = {_digest(each.pool.config, self._catalogue.setup): each.learned for each in planners}
+        self._journal.keep(self._decisions.all(), learned)
 
     def _note(self, **changes: Any) -> None:
         with self._noting:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from riverrun.actors.decisions import Decision, Decisions
 from riverrun.actors.health import Resident
+from riverrun.actors.journal import Ratios
 from riverrun.actors.member import Place, PlaceWish, Seen
 from riverrun.actors.orders import MoveOrder
 from riverrun.actors.pool import Pool
@@ -50,17 +51,28 @@ class _Order:
 
 
 class Planner:
-    """Safe for any thread. clock: as `time.time`."""
+    """Safe for any thread. clock: as `time.time`. learned: what steps took under the controller before."""
 
-    def __init__(self, pool: Pool, decisions: Decisions, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        decisions: Decisions,
+        clock: Callable[[], float] = time.time,
+        learned: Ratios | None = None,
+    ) -> None:
         self.pool, self._decisions, self._clock = pool, decisions, clock
         self._lock = threading.Lock()
-        self._latency, self._memory = Learned(Formula()), ScaleMemory()
+        self._latency, self._memory = Learned(Formula(), learned or {}), ScaleMemory()
         self._learned: dict[tuple[str, int], int] = {}
         self._promised: dict[str, tuple[str, float]] = {}
         self._wanting: dict[str, float] = {}
         self._orders: tuple[_Order, ...] = ()
         self._rested, self._is_frozen = 0.0, False
+
+    @property
+    def learned(self) -> Ratios:
+        """What steps took, for the next controller."""
+        return self._latency.ratios
 
     # ---- placement ----
 

@@ -103,6 +103,15 @@ def test_then_where_the_slowest_chunk_stays_quickest():
     assert "1 of 4 sessions, 1 active, slowest chunk" in why.inputs["m-1"]
 
 
+def test_what_the_controller_before_had_learned_is_known_at_once():
+    """Nothing was measured since: it goes on by the slowest chunk, not by who has most room."""
+    learned = {1: (10.0, 1.0), 2: (10.0, 1.2), 3: (10.0, 1.4)}
+    pool = FakePool({"m-0": sessions("a", "b"), "m-1": sessions("slow", ms=2000.0)})
+    planner = Planner(pool, Decisions(), Clock(), learned)
+    assert planner.place(PlaceWish(session="x", stage="s")).actor == "m-0"
+    assert planner.learned == learned
+
+
 def test_sessions_left_alone_take_a_place_and_no_time():
     rig = Rig(FakePool({"m-0": sessions("a", "b"), "m-1": sessions("c")}))
     lived(rig, (1, 100.0), (2, 200.0))

@@ -1,5 +1,6 @@
 """The controller of a cluster: it levels its actors while frames flow, is held, says why, and may die."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -7,6 +8,7 @@ import pytest
 import ray
 
 from riverrun.actors.controller import NAME, registered
+from riverrun.actors.journal import Journal
 from riverrun.actors.loading import NAMESPACE as ACTORS
 from riverrun.actors.member import Registered
 from riverrun.actors.notes import Notebook
@@ -128,9 +130,15 @@ def test_the_slowest_actor_is_relieved_while_frames_flow_unless_frozen(stubs, cr
 
 
 def test_the_controller_dies_and_the_next_one_goes_on_from_what_is_there(stubs, crowded):
-    """No stream notices: the actors live, what was frozen stays so, and the autoscaler is asked again for the same."""
+    """No stream notices: the actors live, what was frozen stays so, what was decided is still known, and the autoscaler
+    is asked again for the same."""
     sessions, reading = crowded
     before = lives(stubs)
+    decided = why(stubs, sessions[0])
+    assert any(each.kind == "place" for each in decided)
+    session = sessions[0].session_id
+    eventually(lambda: session in {each.session for each in Journal(NAME).decisions(time.time())})
+    assert Journal(NAME).learned()
     asked = "autoscaler_resource_request"  # where Ray keeps it
     assert ray.experimental.internal_kv._internal_kv_get(asked)
     ray.experimental.internal_kv._internal_kv_del(asked)
@@ -138,6 +146,7 @@ def test_the_controller_dies_and_the_next_one_goes_on_from_what_is_there(stubs, 
     reading.more(40)
     eventually(lambda: _answers(stubs))
     assert stubs.status().frozen
+    assert list(why(stubs, sessions[0]))[: len(decided)] == list(decided)
     assert lives(stubs) == before
     assert where(stubs, sessions) == ["level-0"] * 3
     eventually(lambda: ray.experimental.internal_kv._internal_kv_get(asked))
