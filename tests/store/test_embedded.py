@@ -55,9 +55,10 @@ def test_it_dies_with_a_killed_parent(tmp_path):
         "t = threading.Thread(target=s.start); t.start(); t.join()\n"  # a thread that is gone is no dead parent
         "print(s.pid, flush=True)\nsys.stdin.read()\n"
     )
-    command, pipes = [sys.executable, "-c", code, str(tmp_path)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command, pipe = [sys.executable, "-c", code, str(tmp_path)], subprocess.PIPE
     with tempfile.TemporaryDirectory(prefix="rr-", dir="/tmp") as sockets:  # short; the killed one can't clear it
-        parent = subprocess.Popen(command, text=True, env={**os.environ, "TMPDIR": sockets}, **pipes)
+        env = {**os.environ, "TMPDIR": sockets}
+        parent = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         pid = int(parent.stdout.readline())
         assert running(pid)
         os.kill(parent.pid, signal.SIGKILL)
