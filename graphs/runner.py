@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from riverrun.graphs import routine
 from riverrun.graphs.config import DEFAULTS, RunnerConfig
 from riverrun.graphs.consumer import Consumer, ConsumerSpec
 from riverrun.graphs.durability import Durability
@@ -36,7 +36,7 @@ from riverrun.graphs.script import written as script_written
 from riverrun.graphs.stage import EncoderHandle, Epoch, OpenRequest, StageHandle, StaleEpoch
 from riverrun.graphs.status import RunnerStatus, output_status, stage_status
 from riverrun.graphs.takeover import Stand, TakeOver
-from riverrun.graphs.waiting import Clock, Signal, within
+from riverrun.graphs.waiting import Clock, Signal
 from riverrun.models.base import BadRequest, Chunk, Control, Corrupt, Description, Unavailable
 from riverrun.store.records import Conflict, ControlEntry, Placement, SessionRecord, SessionState, Store, advance
 
@@ -297,8 +297,7 @@ class Runner:
                 *flow.drives(),
                 flow.desk.receive(),
                 flow.desk.encode(),
-                self._commit_often(),
-                self._watch_idle(flow),
+                *self._routines(flow),
                 flow.unpark(),
             ]
             background = [tasks.create_task(each) for each in behind]
@@ -312,7 +311,7 @@ class Runner:
     async def _begun(self, begin: Callable[[], Awaitable[Flow]]) -> Flow:
         """Opening may take minutes: all the while the record shows that somebody is at it."""
         async with asyncio.TaskGroup() as tasks:
-            claiming = tasks.create_task(self._claim_often())
+            claiming = tasks.create_task(routine.claim(self._keeper, self._clock, self._config.commit_every_s))
             flow = await begin()
             claiming.cancel()
         return flow
@@ -474,19 +473,15 @@ class Runner:
         work = handle.close(self.record.id, self._epoch)
         await answer(self._clock, self._config.close_s, work, f"stage {name!r}")
 
-    # ---- in the background ----
+    # ---- in the background: see `routine` ----
 
-    async def _watch_idle(self, flow: Flow) -> None:
-        """Ends the session when nobody is attached and nothing was delivered for the idle timeout; while it drains,
-        also when somebody is attached who takes nothing (a client that sent Finish may want no more frames)."""
-        limit = self.record.idle_timeout_s or self._config.idle_timeout_s
-        while limit:
-            left_alone = flow.audience.empty or self._state is SessionState.DRAINING
-            quiet = flow.audience.quiet_s if left_alone else 0.0
-            if quiet >= limit:
-                what = "nobody was connected" if flow.audience.empty else "no frame was taken"
-                await self._leave_idle(flow, f"idle: {what} for {limit:g} s")
-            await self._clock.sleep(max(limit - quiet, limit / 100))
+    def _routines(self, flow: Flow) -> list[Coroutine[None, None, None]]:
+        limit_s = self.record.idle_timeout_s or self._config.idle_timeout_s
+        leave, every_s = partial(self._leave_idle, flow), self._config.commit_every_s
+        return [
+            routine.write(lambda: self._state, self._commit, self._signal, self._clock, every_s),
+            routine.watch(flow.audience, lambda: self._state is SessionState.DRAINING, leave, self._clock, limit_s),
+        ]
 
     async def _leave_idle(self, flow: Flow, reason: str) -> None:
         if self._config.suspend_idle and flow.saver:
@@ -495,22 +490,6 @@ class Runner:
             except Unavailable as error:
                 log.warning("session %s could not be put away: %s", self.record.id, error, extra=self.record.about)
         self._end(Ending(SessionState.CLOSED, reason))
-
-    async def _claim_often(self) -> None:
-        """A session that was draining says so to whoever takes it over from here."""
-        was_draining = self.record.state is SessionState.DRAINING
-        while True:
-            await self._clock.sleep(self._config.commit_every_s)
-            await self._keeper.commit(state=SessionState.DRAINING if was_draining else SessionState.OPENING)
-
-    async def _commit_often(self) -> None:
-        """Writes the record when the state changes, and every few seconds."""
-        while True:
-            written = self._state
-            changed = self._signal.until(lambda: self._state is not written)  # noqa: B023
-            with suppress(TimeoutError):
-                await within(self._clock, self._config.commit_every_s, changed)
-            await self._commit()
 
     async def _commit(self) -> None:
         marks = self._flow.marks() if self._flow else {}
