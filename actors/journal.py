@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
@@ -31,9 +31,10 @@ class Journal:
         self._learned: Mapping[str, Ratios] = {}
 
     def decisions(self, now: float) -> list[Decision]:
-        """Oldest first. now: seconds since 1970."""
-        found = [Decision(**each) for each in json.loads(_internal_kv_get(self._key("decisions")) or b"[]")]
-        return [each for each in found if each.at > now - FOR_S]
+        """Oldest first; those of a version that told other things are left out. now: seconds since 1970."""
+        kept = json.loads(_internal_kv_get(self._key("decisions")) or b"[]")
+        names = {each.name for each in fields(Decision)}
+        return [Decision(**each) for each in kept if set(each) == names and each["at"] > now - FOR_S]
 
     def learned(self) -> dict[str, Ratios]:
         """By model, as its configuration was."""

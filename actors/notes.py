@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -36,9 +36,10 @@ class Notebook:
         return _internal_kv_get(self._holder) == who.encode()
 
     def read(self) -> Notes:
+        """What a later version noted beyond these is not known here."""
         kept = _internal_kv_get(self._key)
         values: dict[str, Any] = json.loads(kept) if kept else {}
-        return Notes(**values)
+        return Notes(**{each.name: values[each.name] for each in fields(Notes) if each.name in values})
 
     def write(self, notes: Notes) -> None:
         _internal_kv_put(self._key, json.dumps(asdict(notes)).encode(), overwrite=True)

@@ -1,10 +1,14 @@
 """What a controller leaves to the next one: its last decisions, and what it has learned that steps take."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from riverrun.actors import journal
+from riverrun.actors import journal, notes
 from riverrun.actors.decisions import Decision, Decisions
 from riverrun.actors.journal import FOR_S, KEPT, Journal
+from riverrun.actors.notes import Notebook, Notes
 from riverrun.cluster.latency import Formula, Learned
 
 
@@ -12,8 +16,9 @@ from riverrun.cluster.latency import Formula, Learned
 def stored(monkeypatch):
     """What lies in Ray's store. writes: how often something was put there."""
     kept = Stored()
-    monkeypatch.setattr(journal, "_internal_kv_get", kept.get)
-    monkeypatch.setattr(journal, "_internal_kv_put", kept.put)
+    for module in (journal, notes):
+        monkeypatch.setattr(module, "_internal_kv_get", kept.get)
+        monkeypatch.setattr(module, "_internal_kv_put", kept.put)
     return kept
 
 
@@ -54,3 +59,11 @@ def test_nothing_is_written_that_has_not_changed(stored):
     assert stored.writes == before
     kept.keep([*decisions, decision(1)], learned)
     assert stored.writes == before + 1
+
+
+def test_what_a_later_version_left_does_not_keep_a_controller_from_starting(stored):
+    later = asdict(decision(1)) | {"weather": "fair"}
+    stored[b"riverrun:one:decisions"] = json.dumps([asdict(decision(0)), later]).encode()
+    stored[b"riverrun:one"] = json.dumps({"frozen": True, "weather": "fair"}).encode()
+    assert Journal("one").decisions(1000.0) == [decision(0)]
+    assert Notebook("one").read() == Notes(frozen=True)
