@@ -30,8 +30,9 @@ from riverrun.graphs.runner import SessionEnded
 from riverrun.models.base import Unavailable
 from riverrun.store.records import SessionRecord, SessionState
 
-END_S = 5_000.0
-"""Nothing takes longer, by the schedule's clock."""
+CLEAR_S, END_S = 3_500.0, 5_000.0
+"""By the schedule's clock: from the first on no message is lost any more, and by the second all must be over. Where 3 %
+are lost for good, a stage that has fifty steps to make again begins them many times."""
 GATEWAYS = 3
 REAP_S = 100.0
 LOOK_S = 1.0
@@ -89,12 +90,14 @@ class Show:
         self.world.weather = self.faults.weather
         self.world.on_message = self._message
         reaping = asyncio.create_task(self._reap_often())
+        clearing = self.loop.call_later(CLEAR_S, self._clear_up)
         try:
             async with asyncio.timeout(END_S):
                 await self.viewer.live()
         except TimeoutError:
             raise Violation(f"not over after {END_S:g} s") from None
         reaping.cancel()
+        clearing.cancel()
         self._calm()
         if self.viewer.over == "closed":
             self.viewer.check_whole()
@@ -217,9 +220,12 @@ class Show:
 
     # ---- its end ----
 
-    def _calm(self) -> None:
-        self.faults.due.clear()
+    def _clear_up(self) -> None:
         self.world.weather = replace(self.world.weather, lose=0.0, twice=0.0, slow=0.0)
+
+    def _calm(self) -> None:
+        self._clear_up()
+        self.faults.due.clear()
         self.world.on_message = lambda what: None
 
     async def _settle(self) -> None:
