@@ -19,7 +19,7 @@ from schedule import play  # noqa: E402
 from schedule_many import Tally, play_many  # noqa: E402
 
 FEW, MANY = 2_000, 100_000
-MENDED = (9285, 27902, 43557, 63361, 93329, 95266)
+MENDED = (9285, 27902, 43557, 63361, 89951, 93329, 95266)
 """Of the many, those that have failed once, and what they met is mended."""
 EXCUSED = 0.03
 """So many may have met what can't be kept."""
