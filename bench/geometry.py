@@ -50,7 +50,8 @@ COLUMNS = {
         "video": "video", "asked for": "asked", "turn deg": "turn", "found deg": "turned", "error deg": "rotation",
         "move": "move", "move error": "translation", "direction off deg": "direction",
     },
-    "real": {"pair": "pair", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant", "false turn deg": "turned",
+    "real": {"pair": "pair", "pairs": "pairs", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant",
+             "turn off deg": "turned",
              "direction off deg": "direction"},
     "reading": {"memory": "memory", "AbsRel": "abs_rel", "turn deg": "rotation", "move": "translation"},
     "camera": {
