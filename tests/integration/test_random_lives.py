@@ -31,9 +31,18 @@ def gateways(tmp_path_factory, ray_cluster):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_captured(monkeypatch):
-    """What pytest keeps of a log line holds the error it is about, whose frames hold a whole session."""
-    monkeypatch.setattr(logging.getLogger("riverrun"), "propagate", False)
+def _nothing_is_captured():
+    """What pytest keeps of a log line would hold the error it is about, whose frames hold a whole session."""
+    make = logging.getLogRecordFactory()
+
+    def said(*values, **more):
+        record = make(*values, **more)
+        record.msg, record.args, record.exc_info = record.getMessage(), (), None
+        return record
+
+    logging.setLogRecordFactory(said)
+    yield
+    logging.setLogRecordFactory(make)
 
 
 def all_up(stubs):
