@@ -83,13 +83,14 @@ class Controller:
         self._decisions, learned = Decisions(self._journal.decisions(time.time())), self._journal.learned()
         starts = {"encoder": partial(start_encoder, catalogue.setup)}
         stage = partial(start_stage, catalogue.setup)
+        self._digests = {m.name: _digest(m, catalogue.setup) for m in catalogue.models.values()}
         self._pools = {
-            m.name: Pool(m, starts.get(m.stage, stage), _digest(m, catalogue.setup) if is_shared else "")
+            m.name: Pool(m, starts.get(m.stage, stage), self._digests[m.name] if is_shared else "")
             for m in catalogue.models.values()
         }
         pools = self._pools.items()
         self._planners = {
-            n: Planner(p, self._decisions, learned=learned.get(_digest(p.config, catalogue.setup)))
+            n: Planner(p, self._decisions, learned=learned.get(self._digests[n]))
             for n, p in pools
             if p.config.stage != "encoder"
         }
@@ -327,8 +328,7 @@ class Controller:
 
     def _keep_journal(self) -> None:
         """What was learned is of a model as it is configured: another's steps take another time."""
-        planners = self._planners.values()
-        learned = {_digest(each.pool.config, self._catalogue.setup): each.learned for each in planners}
+        learned = {self._digests[name]: planner.learned for name, planner in self._planners.items()}
         self._journal.keep(self._decisions.all(), learned)
 
     def _note(self, **changes: Any) -> None:

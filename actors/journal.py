@@ -11,15 +11,13 @@ from dataclasses import asdict, fields
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from riverrun.actors.decisions import Decision
+from riverrun.cluster.latency import Ratios
 
 KEPT = 256
 """Of so many decisions; at some 500 bytes each."""
 
 FOR_S = 86_400.0
 """Decisions older than that are of no use to anybody."""
-
-Ratios = Mapping[int, tuple[float, float]]
-"""As `cluster.latency.Learned` has them."""
 
 
 class Journal:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from riverrun.actors.decisions import Decision, Decisions
 from riverrun.actors.health import Resident
-from riverrun.actors.journal import Ratios
 from riverrun.actors.member import Place, PlaceWish, Seen
 from riverrun.actors.orders import MoveOrder
 from riverrun.actors.pool import Pool
@@ -20,7 +19,7 @@ from riverrun.cluster.autoscale import ScaleMemory, ScaleRule
 from riverrun.cluster.bottleneck import Floor
 from riverrun.cluster.decide import Settings, decide
 from riverrun.cluster.fleet import Move, Plan, Session
-from riverrun.cluster.latency import Formula, Learned, kept_up
+from riverrun.cluster.latency import Formula, Learned, Ratios, kept_up
 from riverrun.cluster.placement import Load, keeps_headroom, least_bottleneck, least_loaded, worker
 from riverrun.configs import ActorConfig
 from riverrun.models.base import BadRequest, Unavailable

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+Ratios = Mapping[int, tuple[float, float]]
+"""By n: how many were measured, and the mean ratio of measured to predicted latency."""
+
 RESOLUTION = {"360p": 0.45, "480p": 0.65, "720p": 1.0, "1080p": 1.7, "4k": 3.2}
 
 MEASURED_AFTER = 8.0
@@ -66,7 +69,7 @@ class Learned:
     """
 
     prior: Latency
-    ratios: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    ratios: Ratios = field(default_factory=dict)
 
     def chunk_ms(self, alone_ms: float, n: int, places: int) -> float:
         own = self.prior.chunk_ms(alone_ms, n, places) * self._ratio(n)
