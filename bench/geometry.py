@@ -51,8 +51,7 @@ COLUMNS = {
         "move": "move", "move error": "translation", "direction off deg": "direction",
     },
     "real": {"pair": "pair", "pairs": "pairs", "AbsRel": "abs_rel", "<1.25": "within", "constant": "constant",
-             "turn off deg": "turned",
-             "direction off deg": "direction"},
+             "turn off deg": "turned", "direction off deg": "direction"},
     "reading": {"memory": "memory", "AbsRel": "abs_rel", "turn deg": "rotation", "move": "translation"},
     "camera": {
         "camera memory": "camera", "rows": "rows", "bytes": "bytes", "turn deg": "rotation", "move": "translation",

@@ -4,7 +4,6 @@ cameras, from a calibration made here (specs: data.md (b) 2). Needs opencv-pytho
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 from riverrun.bench.geometry_stereo import Pair
 from riverrun.train.clips import Absent
 
-CORNERS, SQUARE = (9, 6), 0.025  # inner corners of the board, metres
+WIDE, HIGH, SQUARE = 9, 6, 0.025  # inner corners of the board, metres
+OUTER = [0, WIDE - 1, WIDE * HIGH - 1, WIDE * (HIGH - 1)]
 NUMBERS = tuple(n for n in range(1, 15) if n != 10)
 
 
@@ -28,7 +28,7 @@ def chessboards(folder: Path) -> list[Pair]:
         raise Absent("chessboard stereo wants a calibration: pip install opencv-python-headless") from None
     pictures = {side: [cv2.imread(str(folder / f"{side}{n:02}.jpg")) for n in NUMBERS] for side in ("left", "right")}
     corners = {side: [_corners(cv2, each) for each in pictures[side]] for side in pictures}
-    grid = np.mgrid[: CORNERS[0], : CORNERS[1]].T.reshape(-1, 2) * SQUARE
+    grid = np.mgrid[:WIDE, :HIGH].T.reshape(-1, 2) * SQUARE
     board = np.column_stack([grid, np.zeros(len(grid))]).astype(np.float32)
     size = pictures["left"][0].shape[1::-1]
     lenses = {side: cv2.calibrateCamera([board] * len(NUMBERS), corners[side], size, None, None) for side in corners}
@@ -41,7 +41,7 @@ def chessboards(folder: Path) -> list[Pair]:
     pairs = []
     for n, (left, right) in enumerate(zip(*pictures.values(), strict=True)):
         left, right = (cv2.undistort(each, *lenses[side][1:3]) for side, each in (("left", left), ("right", right)))
-        outline = cv2.undistortPoints(corners["left"][n], k, bent, P=k)[_outer(), 0]
+        outline = cv2.undistortPoints(corners["left"][n], k, bent, P=k)[OUTER, 0]
         mask = cv2.fillConvexPoly(np.zeros(size[::-1], np.uint8), outline.round().astype(np.int32), 1)
         depth = _plane_depth(k, cv2.Rodrigues(turns[n])[0][:, 2], moves[n][:, 0], size) * mask
         seen = (left[..., ::-1], right[..., ::-1], depth.astype(np.float32))
@@ -51,15 +51,10 @@ def chessboards(folder: Path) -> list[Pair]:
 
 def _corners(cv2: Any, picture: np.ndarray) -> np.ndarray:
     grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-    is_found, corners = cv2.findChessboardCorners(grey, CORNERS)
+    is_found, corners = cv2.findChessboardCorners(grey, (WIDE, HIGH))
     if not is_found:
         raise Absent("a chessboard was not found in one of opencv-doc's pictures")
     return cv2.cornerSubPix(grey, corners, (5, 5), (-1, -1), (cv2.TERM_CRITERIA_EPS, 30, 0.001))
-
-
-def _outer() -> Sequence[int]:
-    wide, high = CORNERS
-    return [0, wide - 1, wide * high - 1, wide * (high - 1)]
 
 
 def _plane_depth(k: np.ndarray, normal: np.ndarray, point: np.ndarray, size: tuple[int, int]) -> np.ndarray:
