@@ -207,7 +207,6 @@ class Run:
         self._at(self.now + took / 1000, self._made, machine, [(user, user.turn) for user in chosen], took)
 
     def _ready(self, user: _User) -> Ready:
-        assert user.ready_at is not None
         waited_s = self.now - user.queued_at
         lead_s = PATIENCE_S - waited_s if user.is_new else user.playout.lead(self.now)
         return Ready(user.session.id, lead_s, "", waited_s)
