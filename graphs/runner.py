@@ -492,10 +492,11 @@ class Runner:
         self._end(Ending(SessionState.CLOSED, reason))
 
     async def _commit(self) -> None:
-        marks = self._flow.marks() if self._flow else {}
+        flow = self._flow
+        marks = flow.marks() if flow else {}
         await self._keeper.commit(state=self._state, reason=self._reason, **marks)
-        if self._flow and marks and not self._keeper.is_away:
-            self._flow.audience.noted(marks["ports"])
+        if flow and not self._keeper.is_away:
+            flow.audience.noted(marks["ports"])
 
 
 async def _catch_up(keeper: RecordKeeper, blobs: Blobs | None) -> None:
